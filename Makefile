@@ -1,0 +1,78 @@
+# Each target does all its own set-up: it needs make, Python 3.11+ and the package registries.
+#   ARGS="…"      arguments for the program that the target runs
+#   PYTHON=…      the Python that .venv is made with (default: the first that is new enough)
+#   REQUIRE_ALL=1 a skipped test is a failed one
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3 python3.13 python3.12 python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+NODE   := $(VENV)/.installed-node# extras node and embedded
+DEV    := $(VENV)/.installed-dev#  extra dev, which includes both
+
+# A .venv holds absolute paths: one that was copied or moved with its checkout is made anew.
+ifneq ($(shell cat $(VENV)/.checkout 2>/dev/null),$(CURDIR))
+.PHONY: $(NODE) $(DEV)
+endif
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: install
+install: $(NODE) ## make .venv with .venv/bin/cache-node, and nothing else
+
+.PHONY: demo
+demo: $(NODE) ## the tour: embedded Valkey, demo origin, two nodes; ARGS="--once --json"
+	@exec $(BIN)/cache-node demo $(ARGS)
+
+.PHONY: test
+test: $(DEV) ## all tests that need no toolchain beyond Python
+	@exec $(BIN)/python -m pytest -m "not kratos" $(ARGS)
+
+.PHONY: test-all
+test-all: $(DEV) ## those and the ones against a real Kratos (needs Go); names what it skipped
+	@exec $(BIN)/python -m pytest -rs --no-fold-skipped $(ARGS)
+
+.PHONY: check
+check: $(DEV) ## lint, format, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+.PHONY: guards
+guards: $(DEV) ## remove each guard of the consistency core in turn: its test must fail
+	@exec $(BIN)/python -m tests.guards $(ARGS)
+
+$(NODE): pyproject.toml constraints.txt
+	@$(call install,node$(comma)embedded,10)
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt
+	@$(call install,dev,20)
+	@touch $(NODE) $@
+
+# $(call install,EXTRAS,SECONDS): progress goes to stderr, so that stdout is the program's alone. The marks of an
+# earlier install go first: whatever interrupts this one leaves none.
+comma := ,
+define install
+exec >&2; set -e; \
+rm -f $(NODE) $(DEV); \
+if [ "$$(cat $(VENV)/.checkout 2>/dev/null)" != "$(CURDIR)" ] || ! $(BIN)/python -c '' 2>/dev/null; then \
+  for python in $(PYTHON) ''; do \
+    if [ -z "$$python" ]; then echo "make: no Python 3.11 or newer among: $(PYTHON) (set PYTHON=…)"; exit 1; fi; \
+    ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break; \
+  done; \
+  echo "making $(VENV) with $$("$$python" --version)"; \
+  "$$python" -m venv --clear $(VENV) || { \
+    echo "make: $$python cannot make a virtual environment (Debian: apt-get install python3-venv)"; exit 1; }; \
+  printf '%s\n' "$(CURDIR)" > $(VENV)/.checkout; \
+fi; \
+echo "installing cache-node[$(1)] into $(VENV) (about $(2) s)…"; \
+PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input \
+  install --editable '.[$(1)]'
+endef

@@ -1,0 +1,246 @@
+"""Composes one node; the only module that knows which tier, log, and server are used.
+
+Several nodes may live in one process and one event loop: nothing here or below is module state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from typing import Any, Self
+
+import click
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cache_node.config import NodeSettings
+from cache_node.embedded import EmbeddedValkey
+from cache_node.environment import PublisherSettings
+from cache_node.feed.clock import Clock, SystemClock
+from cache_node.feed.fence import Fence
+from cache_node.feed.follower import Follower
+from cache_node.feed.lease import Lease
+from cache_node.feed.log import RedisLog
+from cache_node.feed.names import RedisNames
+from cache_node.feed.registry import Membership
+from cache_node.http.errors import error_body
+from cache_node.http.health import Health
+from cache_node.http.server import HttpServer, bind
+from cache_node.http.whoami import Receive, Scope, Send, Whoami
+from cache_node.ops.admin import admin_app
+from cache_node.ops.components import Components
+from cache_node.ops.metrics import Metrics
+from cache_node.sessions.keys import KeyRing
+from cache_node.sessions.memory_tier import MemoryTier
+from cache_node.sessions.origin import WHOAMI_PATH, Origin
+from cache_node.sessions.reader import Reader
+from cache_node.sessions.redis_tier import RedisTier
+from cache_node.sources.publisher import AsyncPublisher
+
+logger = logging.getLogger(__name__)
+
+CONFIRM_TIMEOUT_SECONDS = 1.0
+DRAIN_SECONDS = 10.0
+_RESTART_SECONDS = 1.0
+
+
+class Node:
+    """One node: two ports, a follower, two tiers, a client of the origin.  `async with` starts and stops it.
+
+    Must be started in the main thread if it has no Redis URL (see embedded.py).
+    """
+
+    def __init__(self, settings: NodeSettings, clock: Clock | None = None) -> None:
+        self._given = settings
+        self._clock = clock or SystemClock()
+        self._draining = False
+        self._stack = contextlib.AsyncExitStack()
+        self.public_url = ""
+        self.admin_url = ""
+        self.redis_url = ""
+        self.parts: Components
+        """What the node is made of; set by `start`."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Returns when both ports listen; the feed may still be unreachable.  Raises CacheNodeError with one line."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        public = self._stack.enter_context(contextlib.closing(bind(self._given.listen)))
+        admin = self._stack.enter_context(contextlib.closing(bind(self._given.admin_listen)))
+        settings = self._with_redis(self._given)
+        self.redis_url = settings.redis_url or ""
+        parts = self.parts = self._build(settings)
+        self._stack.push_async_callback(parts.follower.leave)
+        following = asyncio.create_task(self._follow(parts.follower))
+        self._stack.push_async_callback(_cancel, following)
+        self._whoami = Whoami(parts.reader, parts.stats, settings.session_cookie)
+        health = Health(parts.follower, lambda: self._draining)
+        self.public_url = await self._listen(_PublicApp(self._whoami, health), public)
+        self.admin_url = await self._listen(admin_app(parts), admin)
+
+    async def stop(self) -> None:
+        """Answer what is under way (10 s at most), leave the registry, close everything."""
+        self._draining = True
+        deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        # The port stays open for these, so that a balancer can see that this node is not ready any more.
+        if self._whoami.under_way:
+            await asyncio.wait(set(self._whoami.under_way), timeout=deadline - asyncio.get_running_loop().time())
+        await self._stack.aclose()
+
+    def _with_redis(self, settings: NodeSettings) -> NodeSettings:
+        if settings.redis_url is not None:
+            return settings
+        valkey = EmbeddedValkey()
+        self._stack.callback(valkey.stop)
+        valkey.start()
+        logger.info("no CACHE_NODE_REDIS_URL: started an embedded Valkey at %s, which ends with this node", valkey.url)
+        return settings.model_copy(update={"redis_url": valkey.url})
+
+    def _build(self, settings: NodeSettings) -> Components:
+        url = settings.redis_url or ""
+        names = RedisNames(settings.key_prefix)
+        clock = self._clock
+        fence = Fence(clock, window_seconds=settings.fence_window_seconds, max_ids=settings.fence_ids)
+        lease = Lease(clock)
+        log = RedisLog(url, names, timeout_seconds=min(CONFIRM_TIMEOUT_SECONDS, settings.max_staleness_seconds / 2))
+        membership = Membership(settings.node_id, settings.region, settings.max_staleness_seconds)
+        follower = Follower(log, fence, lease, clock, membership)
+        memory = MemoryTier(settings.memory_bytes)
+        lifetime = min(settings.entry_ttl_seconds, settings.fence_window_seconds)
+        redis_tier = RedisTier(url, names, lifetime_seconds=lifetime)
+        origin = Origin(
+            settings.origin_url,
+            clock,
+            timeout_seconds=settings.origin_timeout_seconds,
+            concurrency=settings.origin_concurrency,
+            ready_path=settings.origin_ready_path,
+        )
+        reader = Reader(
+            keys=KeyRing(settings.secrets),
+            memory=memory,
+            redis=redis_tier,
+            origin=origin,
+            fence=fence,
+            lease=lease,
+            clock=clock,
+            ttl_seconds=settings.entry_ttl_seconds,
+            stale_if_error_seconds=settings.stale_if_error_seconds,
+            cookie_max_age_seconds=settings.cookie_max_age_seconds,
+        )
+        publisher = AsyncPublisher(
+            settings=PublisherSettings(
+                redis_url=url,
+                key_prefix=settings.key_prefix,
+                max_staleness_seconds=settings.max_staleness_seconds,
+                feed_events=settings.feed_events,
+            ),
+            source=f"node {settings.node_id}",
+        )
+        for owned in (log, redis_tier, origin, publisher):
+            self._stack.push_async_callback(owned.aclose)
+        stats = Metrics()
+        parts = Components(
+            settings=settings,
+            fence=fence,
+            lease=lease,
+            follower=follower,
+            memory=memory,
+            redis_tier=redis_tier,
+            origin=origin,
+            reader=reader,
+            publisher=publisher,
+            clock=clock,
+            stats=stats,
+            is_draining=lambda: self._draining,
+        )
+        origin.observe = stats.observe_origin
+        return parts
+
+    async def _follow(self, follower: Follower) -> None:
+        while True:
+            try:
+                await follower.run()
+            except Exception:  # noqa: BLE001  # a bug here must cost hits, not the node: the lease runs out by itself
+                logger.exception("feed: the follower failed and starts again")
+            await asyncio.sleep(_RESTART_SECONDS)
+
+    async def _listen(self, app: Any, sock: Any) -> str:
+        server = HttpServer(app, sock, drain_seconds=DRAIN_SECONDS)
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+        host, port = sock.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _PublicApp:
+    """The public port: the one raw path in front of the router that has the rest."""
+
+    def __init__(self, whoami: Whoami, health: Health) -> None:
+        self._whoami = whoami
+        methods = ["GET", "HEAD"]
+        self._router = Starlette(
+            routes=[
+                Route("/health/alive", health.alive, methods=methods),
+                Route("/health/ready", health.ready, methods=methods),
+                Route("/health/fresh", health.fresh, methods=methods),
+            ],
+            exception_handlers={404: _http_error, 405: _http_error},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == WHOAMI_PATH:
+            await self._whoami(scope, receive, send)
+        else:
+            await self._router(scope, receive, send)
+
+
+def _http_error(_request: Request, exc: Exception) -> Response:
+    status = getattr(exc, "status_code", 500)
+    message = "This node answers /sessions/whoami and /health/alive, /health/ready, /health/fresh."
+    return Response(error_body(status, message), status, getattr(exc, "headers", None), "application/json")
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def serve(settings: NodeSettings) -> int:
+    """Run one node until SIGTERM or SIGINT; returns the exit status.  Raises CacheNodeError if it cannot start."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings))
+
+
+async def _serve(settings: NodeSettings) -> int:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with Node(settings) as node:
+        click.echo(f"listening on {node.public_url} admin {node.admin_url}")
+        sys.stdout.flush()
+        await stopped.wait()
+        logger.info("stopping: answering what is under way")
+    return 0

@@ -1,0 +1,132 @@
+"""What can change, and how a feed entry says it.
+
+A feed entry is one stream field holding msgpack `[version, server time in µs, source, [[type, session id, identity id,
+settle ms], …]]`.  Version and time are put before the rest by the append script.  Settling belongs to a later version:
+this one writes 0, and treats an event that asks for it as unknown.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from cache_node.errors import InvalidEventError
+
+VERSION = 1
+ENTRY_FIELD = b"e"
+MAX_ID_BYTES = 128
+MAX_EVENTS = 10_000
+"""Events of one publish call, hence of one feed entry."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
+class EventType(enum.Enum):
+    """The kinds of change; the text is what `POST /invalidations` takes, the wire carries `code`."""
+
+    SESSION_REVOKED = "session.revoked"
+    SESSION_CHANGED = "session.changed"
+    IDENTITY_CHANGED = "identity.changed"
+    IDENTITY_DELETED = "identity.deleted"
+    FLUSH = "flush"
+
+    @property
+    def names_session(self) -> bool:
+        """Whether it invalidates one session, whatever identity id it carries."""
+        return self in (EventType.SESSION_REVOKED, EventType.SESSION_CHANGED)
+
+    @property
+    def names_identity(self) -> bool:
+        """Whether it invalidates all sessions of one identity."""
+        return self in (EventType.IDENTITY_CHANGED, EventType.IDENTITY_DELETED)
+
+
+_CODES = {
+    EventType.SESSION_REVOKED: 1,
+    EventType.SESSION_CHANGED: 2,
+    EventType.IDENTITY_CHANGED: 3,
+    EventType.IDENTITY_DELETED: 4,
+    EventType.FLUSH: 5,
+}
+_TYPES = {code: event_type for event_type, code in _CODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change.  `session.*` needs `session_id`, `identity.*` needs `identity_id`; build it with `Event.checked`."""
+
+    type: EventType
+    session_id: str | None = None
+    identity_id: str | None = None
+
+    @classmethod
+    def checked(cls, type_: object, session_id: object = None, identity_id: object = None) -> Event:
+        """Take an event from outside: ids normalised.  Raises InvalidEventError saying what is wrong with it."""
+        try:
+            event_type = EventType(type_)
+        except ValueError:
+            known = ", ".join(t.value for t in EventType)
+            raise InvalidEventError(f"type must be one of {known}") from None
+        session = _checked_id("session_id", session_id)
+        identity = _checked_id("identity_id", identity_id)
+        if event_type.names_session and session is None:
+            raise InvalidEventError(f"{event_type.value} needs session_id")
+        if event_type.names_identity and identity is None:
+            raise InvalidEventError(f"{event_type.value} needs identity_id")
+        return cls(event_type, session, identity)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEntry:
+    """One entry of the feed as read: `number` is that of its last event, `events` None if this version cannot tell."""
+
+    number: int
+    events: tuple[Event, ...] | None
+
+
+def normalise_id(value: str) -> str:
+    """Ids are opaque, but UUIDs are lower-cased: an upper-case revoke would kill nothing."""
+    return value.lower() if _UUID.fullmatch(value) else value
+
+
+def encode(source: str, events: Iterable[Event]) -> bytes:
+    """The part of a feed entry that the publisher writes: source and events, to be put behind version and time."""
+    rows = [(_CODES[e.type], e.session_id, e.identity_id, 0) for e in events]
+    packed: bytes = msgpack.packb(source) + msgpack.packb(rows)
+    return packed
+
+
+def decode(payload: bytes) -> tuple[Event, ...] | None:
+    """Events of a feed entry's field; None for another version, an unknown type, or anything malformed."""
+    try:
+        version, _time_us, _source, rows = msgpack.unpackb(payload)
+        if version != VERSION or not rows:
+            return None
+        return tuple(_event(*row) for row in rows)
+    except (ValueError, TypeError, KeyError, InvalidEventError, msgpack.UnpackException):
+        return None
+
+
+def _event(code: int, session_id: Any, identity_id: Any, settle_ms: int) -> Event:
+    if settle_ms:
+        raise ValueError("settling is not known to this version")
+    return Event.checked(_TYPES[code], session_id, identity_id)
+
+
+def _checked_id(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise InvalidEventError(f"{name} must be a text that is not empty")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidEventError(f"{name} must be valid Unicode") from None
+    if size > MAX_ID_BYTES:
+        raise InvalidEventError(f"{name} must be at most {MAX_ID_BYTES} bytes")
+    return normalise_id(value)

@@ -1,0 +1,243 @@
+"""What a node remembers of the feed, and the one predicate that admits or rejects cached answers.
+
+The fence holds the newest position per session id and identity id in time buckets, a floor below which nothing is
+admitted, and the position that the node has applied.  Applying an event is one dictionary write, whatever the number of
+entries that it kills; forgetting ids raises the floor, so that too little memory costs hits and never correctness.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from cache_node.feed.clock import Clock
+from cache_node.feed.events import Event, EventType
+from cache_node.feed.position import Position
+
+BUCKETS = 16
+"""Into how many buckets window and cap are divided: what is forgotten at once."""
+
+
+class Stamped(Protocol):
+    """What the fence judges: an answer, the ids it is about, and the position applied before it was read."""
+
+    session_id: str
+    identity_id: str
+    generation: int
+    """Generation of `as_of`."""
+    number: int
+    """Number of `as_of`; moved forward by the fence when it admits."""
+    admitted_version: int
+    """Version of the fence that admitted it last; -1 for never."""
+
+
+class _Bucket:
+    """Ids added within one stretch of time.  `opened_after`: no newer number was known when it was opened."""
+
+    __slots__ = ("identities", "newest", "opened_after", "opened_at", "sessions")
+
+    def __init__(self, opened_at: float, opened_after: int) -> None:
+        self.opened_at = opened_at
+        self.opened_after = opened_after
+        self.newest = 0
+        self.sessions: list[str] = []
+        self.identities: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.sessions) + len(self.identities)
+
+
+class Fence:
+    """Owned by the follower, which alone changes it; asked by everybody.  All methods are synchronous.
+
+    `version` rises with every change, so that an entry admitted under it needs no second look while it stands.
+    """
+
+    def __init__(self, clock: Clock, *, window_seconds: float, max_ids: int) -> None:
+        self._clock = clock
+        self._bucket_seconds = window_seconds / BUCKETS
+        self._window_seconds = window_seconds
+        self._max_ids = max_ids
+        self._bucket_ids = max(1, max_ids // BUCKETS)
+        self.version = 0
+        self.floor_raises = 0
+        self.resets = 0
+        self._position: Position | None = None
+        self._clear(0)
+
+    def _clear(self, floor: int) -> None:
+        self._floor = floor
+        self._replay_floor: int | None = None
+        self._newest_known = floor
+        self._newest_not_revoked = 0
+        self._sessions: dict[str, int] = {}
+        self._identities: dict[str, int] = {}
+        self._buckets: deque[_Bucket] = deque()
+        self._bucketed = 0
+
+    # Asking ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> Position | None:
+        """The newest position applied with all before it; None until the first confirm."""
+        return self._position
+
+    @property
+    def floor(self) -> int:
+        """Nothing older is admitted, in the generation of `position`."""
+        return self._floor if self._replay_floor is None else self._replay_floor
+
+    def __len__(self) -> int:
+        """Ids remembered."""
+        return len(self._sessions) + len(self._identities)
+
+    def admits(self, entry: Stamped) -> bool:
+        """Whether no event known here is newer than the entry and names it.  Admitting stamps it forward.
+
+        An admitted entry is proven unchanged up to the *applied* position, never up to one that was merely heard of.
+        """
+        if entry.admitted_version == self.version:
+            return True
+        position = self._position
+        if (
+            position is None
+            or entry.generation != position.generation
+            or entry.number < self.floor
+            or entry.number < self._sessions.get(entry.session_id, 0)
+            or entry.number < self._identities.get(entry.identity_id, 0)
+        ):
+            return False
+        entry.admitted_version = self.version
+        entry.number = max(entry.number, position.number)
+        return True
+
+    def admits_negative(self, as_of: Position) -> bool:
+        """Whether a 401 read at `as_of` still stands: only revocations are newer, and those make no session valid."""
+        position = self._position
+        return (
+            position is not None
+            and as_of.generation == position.generation
+            and as_of.number >= self.floor
+            and as_of.number >= self._newest_not_revoked
+        )
+
+    def has_applied(self, wanted: Position) -> bool:
+        """Whether everything up to `wanted` is applied; False for another generation, which cannot be compared."""
+        position = self._position
+        return (
+            position is not None and position.generation == wanted.generation and position.number >= wanted.number
+        )
+
+    # Changing -------------------------------------------------------------------------------------------------------
+
+    def reset(self, end: Position) -> None:
+        """Begin anew at the feed's end: whatever was known, cached or under way before is void."""
+        self._clear(end.number)
+        self._position = end
+        self.resets += 1
+        self.version += 1
+
+    def apply(self, number: int, events: Sequence[Event] | None) -> None:
+        """A confirmed entry, the next one in order: first its events, then the position."""
+        assert self._position is not None  # the follower resets before it applies
+        self.add(number, events)
+        self._position = Position(self._position.generation, number)
+
+    def add(self, number: int, events: Sequence[Event] | None) -> None:
+        """Let the events of an entry reject what is older, without calling the entry applied: safe at any time.
+
+        `events` None is an entry that cannot be read: it might name anything, so it raises the floor.
+        """
+        self.version += 1
+        if events is None:
+            self._raise_floor(number)
+        else:
+            bucket = self._open_bucket()
+            for event in events:
+                self._add_event(bucket, number, event)
+            self._forget_over_cap()
+        self._newest_known = max(self._newest_known, number)
+
+    def forget_old(self) -> None:
+        """Drop buckets that are older than the window.  Called with every confirm."""
+        oldest_kept = self._clock.steady() - self._window_seconds
+        # A bucket ends where the next one begins, so that the last one is never dropped before its time.
+        while len(self._buckets) > 1 and self._buckets[1].opened_at < oldest_kept:
+            self._drop_oldest()
+        if self._buckets and self._buckets[0].opened_at < oldest_kept - self._bucket_seconds:
+            self._drop_oldest()
+
+    def begin_replay(self) -> int:
+        """Start lowering the floor from where it is; returns a token for `replay`.  At the start of a node only."""
+        self._replay_floor = self._floor
+        self._floor = 0
+        return self.resets
+
+    def replay(self, token: int, number: int, events: Sequence[Event] | None) -> bool:
+        """One retained entry, the next older one.  False when replaying must end: the floor stays where it is then."""
+        if token != self.resets or self._replay_floor is None:
+            return False
+        if events is None or any(e.type is EventType.FLUSH for e in events) or number < self._floor:
+            return False
+        bucket = self._buckets[0] if self._buckets else self._open_bucket()
+        if self._bucketed + len(events) > self._max_ids - self._bucket_ids:
+            return False
+        self.version += 1
+        for event in events:
+            self._add_event(bucket, number, event)
+        self._replay_floor = max(self._floor, min(self._replay_floor, number))
+        return True
+
+    # Inside ---------------------------------------------------------------------------------------------------------
+
+    def _add_event(self, bucket: _Bucket, number: int, event: Event) -> None:
+        if event.type is not EventType.SESSION_REVOKED:
+            self._newest_not_revoked = max(self._newest_not_revoked, number)
+        if event.type.names_session:
+            self._remember(self._sessions, bucket, bucket.sessions, event.session_id, number)
+        elif event.type.names_identity:
+            self._remember(self._identities, bucket, bucket.identities, event.identity_id, number)
+        else:
+            self._raise_floor(number)
+
+    def _remember(self, newest: dict[str, int], bucket: _Bucket, ids: list[str], id_: str | None, number: int) -> None:
+        assert id_ is not None  # Event.checked saw to it
+        known = newest.get(id_)
+        if known is not None and known >= number:
+            return
+        if known is None or known <= bucket.opened_after:
+            ids.append(id_)
+            self._bucketed += 1
+        bucket.newest = max(bucket.newest, number)
+        newest[id_] = number
+
+    def _open_bucket(self) -> _Bucket:
+        now = self._clock.steady()
+        if not self._buckets or (
+            now - self._buckets[-1].opened_at >= self._bucket_seconds or len(self._buckets[-1]) >= self._bucket_ids
+        ):
+            self._buckets.append(_Bucket(now, self._newest_known))
+        return self._buckets[-1]
+
+    def _forget_over_cap(self) -> None:
+        while self._bucketed > self._max_ids:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        bucket = self._buckets.popleft()
+        self._bucketed -= len(bucket)
+        self._raise_floor(bucket.newest)
+        for newest, ids in ((self._sessions, bucket.sessions), (self._identities, bucket.identities)):
+            for id_ in ids:
+                # An id that a younger bucket holds too stays; the floor covers whatever goes.
+                if newest.get(id_, bucket.newest + 1) <= bucket.newest:
+                    del newest[id_]
+
+    def _raise_floor(self, number: int) -> None:
+        self.version += 1
+        if number > self._floor:
+            self._floor = number
+            self.floor_raises += 1
+        if self._replay_floor is not None:
+            self._replay_floor = max(self._replay_floor, number)

@@ -1,0 +1,312 @@
+"""Follows the feed: confirms, applies, grants the lease, and replays the retained window once at the start.
+
+Only a confirm moves the position: a wake-up may come from another server, so what it brings is added to the fence at
+once, which is always safe, and the confirm follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+from collections import Counter
+
+from cache_node.errors import FeedUnavailableError
+from cache_node.feed.clock import Clock
+from cache_node.feed.events import FeedEntry
+from cache_node.feed.fence import Fence
+from cache_node.feed.lease import Lease
+from cache_node.feed.log import PAGE_ENTRIES, Confirmation, Log
+from cache_node.feed.position import Position
+from cache_node.feed.registry import FORGET_AFTER_SECONDS, Membership, RegistryWatch
+
+logger = logging.getLogger(__name__)
+
+CONFIRMS_PER_STALENESS = 4
+CONFIRM_COST_SECONDS = 50e-6
+"""Server time of one confirm; with it the pace keeps the confirms of all nodes under a tenth of the server."""
+DELIVERY_COST_SECONDS = 10e-6
+"""Server time of waking one blocked reader."""
+SERVER_SHARE = 0.1
+DRIFT = 0.01
+"""Part of the lease given up, for clocks of node and receipt's waiter that do not run at one speed."""
+WAKE_BLOCK_SECONDS = 1.0
+REPLAY_PAGE_ENTRIES = 1000
+SWEEP_SECONDS = 60.0
+
+
+class FeedState(enum.Enum):
+    """Where a node stands towards the feed; upper case in `/status`."""
+
+    BOOTSTRAPPING = "BOOTSTRAPPING"
+    FOLLOWING = "FOLLOWING"
+    LOST = "LOST"
+    RESETTING = "RESETTING"
+
+
+class Follower:
+    """Owner of the fence and the lease of one node.  `run()` is its life; `leave()` deregisters it.
+
+    `confirm()` is one step, with all decisions in `_take`, which never awaits.
+    """
+
+    def __init__(self, log: Log, fence: Fence, lease: Lease, clock: Clock, membership: Membership) -> None:
+        self._log = log
+        self._fence = fence
+        self._lease = lease
+        self._clock = clock
+        self._membership = membership
+        self._max_staleness = membership.max_staleness_seconds
+        self._phase = FeedState.BOOTSTRAPPING
+        self._newest_generation = 0
+        self._followed_since = 0.0
+        self._confirmed_at: float | None = None
+        self._nodes = 1
+        self._woken = asyncio.Event()
+        self._left = False
+        self.attempted = asyncio.Event()
+        """Set once the first confirm has succeeded or failed."""
+        self.replay_done = False
+        self.counts: Counter[str] = Counter()
+        """`confirms`, `failures`, `events`, `early_entries`, `resets_gap`, `resets_ahead`, `resets_generation`."""
+
+    # What others ask ------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> FeedState:
+        """LOST is following without a lease."""
+        if self._phase is FeedState.FOLLOWING and not self._lease.holds():
+            return FeedState.LOST
+        return self._phase
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether answers from the tiers may be given now."""
+        return self.state is FeedState.FOLLOWING
+
+    @property
+    def seconds_since_confirmed(self) -> float | None:
+        """Age of the newest feed state that was confirmed complete; None if none was in this generation."""
+        return None if self._confirmed_at is None else max(0.0, self._clock.steady() - self._confirmed_at)
+
+    # The steps ------------------------------------------------------------------------------------------------------
+
+    async def confirm(self) -> bool:
+        """One confirm; True if another should follow at once.  Raises FeedUnavailableError."""
+        applied = self._fence.position
+        followed_us = round((self._clock.steady() - self._followed_since) * 1e6) if applied else 0
+        record = self._membership.next_record(applied)
+        sent = self._clock.steady()
+        try:
+            reply = await self._log.confirm(
+                applied, self._newest_generation, self._membership.field_name, record, followed_us
+            )
+        except FeedUnavailableError:
+            self.counts["failures"] += 1
+            raise
+        finally:
+            self.attempted.set()
+        return self._take(reply, applied, sent)
+
+    def _take(self, reply: Confirmation, asked_after: Position | None, sent: float) -> bool:
+        self.counts["confirms"] += 1
+        self._nodes = reply.nodes
+        self._newest_generation = max(self._newest_generation, reply.end.generation)
+        applied = self._fence.position
+        if applied != asked_after:
+            return True  # a confirm that overlapped another one proves nothing
+        if applied is None:
+            return self._begin_at(reply.end, FeedState.BOOTSTRAPPING)
+        if reply.end.generation != applied.generation:
+            return self._reset(reply.end, "generation")
+        if reply.end.number < applied.number:
+            return self._reset(reply.end, "ahead")
+        number = applied.number
+        for entry in reply.entries:
+            # An unreadable entry raises the floor to itself, so what may be missing before it does not matter.
+            if entry.events is not None and entry.number - len(entry.events) != number:
+                return self._reset(reply.end, "gap")
+            self._fence.apply(entry.number, entry.events)
+            number = entry.number
+            self.counts["events"] += len(entry.events or ())
+        self._fence.forget_old()
+        if number == reply.end.number:
+            self._grant(sent)
+        elif len(reply.entries) < PAGE_ENTRIES:
+            return self._reset(reply.end, "gap")
+        # Receipts see what was applied only with the next confirm.
+        return bool(reply.entries)
+
+    def _begin_at(self, end: Position, phase: FeedState) -> bool:
+        self._lease.end()
+        self._confirmed_at = None
+        self._fence.reset(end)
+        self._phase = phase
+        self._followed_since = self._clock.steady()
+        return True
+
+    def _reset(self, end: Position, why: str) -> bool:
+        self.counts[f"resets_{why}"] += 1
+        logger.warning("feed: %s; all that was cached is void, floor is %s", _RESET_REASONS[why], end)
+        return self._begin_at(end, FeedState.RESETTING)
+
+    def _grant(self, sent: float) -> None:
+        if self._phase is not FeedState.FOLLOWING:
+            logger.info("feed: following from %s", self._fence.position)
+        self._phase = FeedState.FOLLOWING
+        self._confirmed_at = sent
+        self._lease.extend_to(sent + self._max_staleness * (1 - DRIFT))
+
+    def hear(self, heard: list[tuple[Position, FeedEntry]]) -> None:
+        """Entries that a wake-up brought: into the fence at once, whatever server they came from; then confirm."""
+        applied = self._fence.position
+        for position, entry in heard:
+            if applied is not None and position.generation == applied.generation and entry.number > applied.number:
+                self._fence.add(entry.number, entry.events)
+                self.counts["early_entries"] += 1
+        self._woken.set()
+
+    async def replay(self) -> None:
+        """Read the retained window backwards, lowering the floor as far as it has been read."""
+        position = self._fence.position
+        if position is None:
+            return
+        token = self._fence.begin_replay()
+        before = position
+        while before.number > 0:
+            page = await self._log.read_back(before, REPLAY_PAGE_ENTRIES)
+            for entry in page:
+                if not self._fence.replay(token, entry.number, entry.events):
+                    return
+            if len(page) < REPLAY_PAGE_ENTRIES:
+                return
+            before = Position(position.generation, page[-1].number - 1)
+
+    # The loops ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._confirm_forever())
+            group.create_task(self._wake_forever())
+            group.create_task(self._replay_once())
+            group.create_task(self._sweep_forever())
+
+    async def leave(self) -> None:
+        """End the lease, then deregister: no receipt needs to wait for this node.  Never raises."""
+        self._left = True
+        self._lease.end()
+        with contextlib.suppress(FeedUnavailableError):
+            await self._log.forget(self._membership.field_name.encode())
+
+    async def _confirm_forever(self) -> None:
+        failing = False
+        while not self._left:
+            self._woken.clear()
+            try:
+                again = await self.confirm()
+            except FeedUnavailableError as exc:
+                if not failing:
+                    logger.warning("feed: %s; answering from the origin once the lease has run out", exc)
+                failing, again = True, False
+            else:
+                if failing:
+                    logger.info("feed: reachable again")
+                failing = False
+            if again:
+                await asyncio.sleep(self._spacing if self.is_fresh else 0)
+            else:
+                await self._wait_for_wake_up()
+
+    async def _wait_for_wake_up(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pace):
+                await self._woken.wait()
+                await asyncio.sleep(self._spacing)
+
+    @property
+    def _spacing(self) -> float:
+        """Between confirms that events cause: coalesces, and bounds what all nodes together ask of the server."""
+        return min(self._nodes * CONFIRM_COST_SECONDS / SERVER_SHARE, self._max_staleness / CONFIRMS_PER_STALENESS)
+
+    @property
+    def _pace(self) -> float:
+        """Between confirms of a quiet feed."""
+        usual = self._max_staleness / CONFIRMS_PER_STALENESS
+        return min(max(usual, self._spacing), 2 * usual)
+
+    async def _wake_forever(self) -> None:
+        heard_to = Position(0, 0)
+        generation = 0
+        rate = _EventRate(self._clock)
+        while not self._left:
+            applied = self._fence.position
+            if applied is None:
+                await asyncio.sleep(self._pace / 10)
+                continue
+            if applied.generation != generation:
+                generation, heard_to = applied.generation, applied
+            elif heard_to.generation == generation and heard_to.number < applied.number:
+                heard_to = applied
+            if rate.per_second(applied) * self._nodes * DELIVERY_COST_SECONDS > SERVER_SHARE:
+                # With many nodes or events blocked reads are the dearest part: the confirm's pace has to do.
+                await asyncio.sleep(self._pace)
+                continue
+            try:
+                heard = await self._log.wake_up(heard_to, WAKE_BLOCK_SECONDS)
+            except FeedUnavailableError:
+                await asyncio.sleep(self._pace)
+                continue
+            if heard:
+                heard_to = heard[-1][0]
+                self.hear(heard)
+
+    async def _replay_once(self) -> None:
+        while self._fence.position is None:
+            await asyncio.sleep(self._pace / 10)
+        with contextlib.suppress(FeedUnavailableError):
+            await self.replay()
+        self.replay_done = True
+        logger.info("feed: retained window read, floor is %d of %s", self._fence.floor, self._fence.position)
+
+    async def _sweep_forever(self) -> None:
+        """Remove records whose lease ended an hour ago by this node's clock."""
+        watch = RegistryWatch()
+        while not self._left:
+            await asyncio.sleep(SWEEP_SECONDS)
+            with contextlib.suppress(FeedUnavailableError):
+                await self._sweep(watch)
+
+    async def _sweep(self, watch: RegistryWatch) -> None:
+        sent = self._clock.steady()
+        reading = await self._log.ask_registry(self._newest_generation)
+        still = watch.observe(reading, sent, self._clock.steady())
+        for record in reading.records:
+            if still[record.field_name] > record.max_staleness_seconds + FORGET_AFTER_SECONDS:
+                await self._log.forget(record.field_name, record.raw)
+
+
+class _EventRate:
+    """Events a second, from how far the position moves; measured over at least a second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._from: tuple[Position, float] | None = None
+        self._rate = 0.0
+
+    def per_second(self, applied: Position) -> float:
+        now = self._clock.steady()
+        if self._from is None or self._from[0].generation != applied.generation:
+            self._from, self._rate = (applied, now), 0.0
+        elif now - self._from[1] >= 1.0:
+            self._rate = (applied.number - self._from[0].number) / (now - self._from[1])
+            self._from = (applied, now)
+        return self._rate
+
+
+_RESET_REASONS = {
+    "generation": "the server began another generation",
+    "ahead": "the feed is behind what this node has applied",
+    "gap": "events are missing from the feed",
+}

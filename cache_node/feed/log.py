@@ -1,0 +1,151 @@
+"""The feed on a Redis server: every command that a node or a publisher sends about it, and nothing it concludes.
+
+All calls raise FeedUnavailableError when the server is away, late, or refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from cache_node.feed import events, scripts
+from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.names import RedisNames
+from cache_node.feed.position import Position
+from cache_node.feed.redis_client import REDIS_ERRORS, build_client, feed_unavailable, run_script
+from cache_node.feed.registry import RegistryReading
+
+PAGE_ENTRIES = 1000
+"""Feed entries that one confirm returns at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What one confirm returned: the feed's end, and a page of the entries behind the position that was shown."""
+
+    end: Position
+    entries: tuple[FeedEntry, ...]
+    nodes: int
+
+
+class Log(Protocol):
+    """What the follower needs of a feed; `RedisLog` is the real one, tests script another."""
+
+    async def confirm(
+        self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int
+    ) -> Confirmation:
+        """One transaction: write the record, return the feed's end and the page after `applied`."""
+
+    async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
+        """Wait for entries behind `after`, at most `block_seconds`; they may come from another server."""
+
+    async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
+        """At most `count` entries up to and with `before`, newest first, of its generation only."""
+
+    async def ask_registry(self, shown_generation: int) -> RegistryReading:
+        """The registry, by a script that writes."""
+
+    async def forget(self, field: bytes, record: bytes | None = None) -> None:
+        """Remove a record from the registry; with `record` given only if it still is that."""
+
+
+class RedisLog:
+    """The feed of one key prefix on one standalone Redis or Valkey.  Owns three connections; `aclose()` ends them.
+
+    `timeout_seconds` bounds every call; a call that is late is abandoned together with its connection.
+    """
+
+    def __init__(self, url: str, names: RedisNames, *, timeout_seconds: float) -> None:
+        self._names = names
+        self._timeout = timeout_seconds
+        self._url = url
+        self._client = build_client(url, timeout_seconds=timeout_seconds, max_connections=4)
+        self._blocked: Redis | None = None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for client in (self._client, self._blocked):
+            if client is not None:
+                await client.aclose()
+
+    async def append(self, entries: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
+        """Write the events as one feed entry; returns the position of the last one.  Once: repeating is the caller's."""
+        args = [shown_generation, events.encode(source, entries), len(entries), retain]
+        async with self._call("publishing"):
+            reply = await run_script(self._client, scripts.APPEND, [self._names.generation, self._names.feed], args)
+        return Position.parse(reply)
+
+    async def confirm(
+        self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int
+    ) -> Confirmation:
+        async with self._call("confirming"):
+            try:
+                end, rows = await self._confirm_once(applied, [shown_generation, field, record, followed_us])
+            except NoScriptError:
+                await self._client.script_load(scripts.CONFIRM.text)
+                end, rows = await self._confirm_once(applied, [shown_generation, field, record, followed_us])
+        return Confirmation(
+            end=Position(int(end[0]), int(end[1])),
+            entries=tuple(_entry(row)[1] for row in rows if row is not None),
+            nodes=int(end[4]),
+        )
+
+    async def _confirm_once(self, applied: Position | None, args: list[Any]) -> tuple[list[bytes], list[Any]]:
+        keys = [self._names.generation, self._names.feed, self._names.nodes]
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.evalsha(scripts.CONFIRM.sha, len(keys), *keys, *args)
+            if applied is not None:
+                last = f"{applied.generation}-18446744073709551615"
+                pipe.xrange(self._names.feed, f"({applied}", last, count=PAGE_ENTRIES)
+            replies = await pipe.execute()
+        return replies[0], replies[1] if applied is not None else []
+
+    async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
+        if self._blocked is None:
+            self._blocked = build_client(self._url, timeout_seconds=block_seconds + self._timeout)
+        try:
+            reply = await self._blocked.xread(
+                {self._names.feed: str(after)}, count=PAGE_ENTRIES, block=max(1, int(block_seconds * 1000))
+            )
+        except REDIS_ERRORS as exc:
+            raise feed_unavailable("waiting for events", exc) from None
+        return [_entry(row) for _stream, rows in reply or () for row in rows if row is not None]
+
+    async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
+        async with self._call("replaying the feed"):
+            rows = await self._client.xrevrange(self._names.feed, str(before), f"{before.generation}-0", count=count)
+        return tuple(_entry(row)[1] for row in rows)
+
+    async def ask_registry(self, shown_generation: int) -> RegistryReading:
+        keys = [self._names.generation, self._names.feed, self._names.nodes]
+        async with self._call("asking the registry"):
+            generation, number, followed, flat = await run_script(
+                self._client, scripts.ASK_REGISTRY, keys, [shown_generation]
+            )
+        return RegistryReading.parse(generation, number, followed, dict(zip(flat[::2], flat[1::2], strict=True)))
+
+    async def forget(self, field: bytes, record: bytes | None = None) -> None:
+        async with self._call("leaving the registry"):
+            if record is None:
+                await self._client.hdel(self._names.nodes, field)
+            else:
+                await run_script(self._client, scripts.FORGET, [self._names.nodes], [field, record])
+
+    @asynccontextmanager
+    async def _call(self, doing: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except REDIS_ERRORS as exc:
+            raise feed_unavailable(doing, exc) from None
+
+
+def _entry(row: tuple[bytes, dict[bytes, bytes]]) -> tuple[Position, FeedEntry]:
+    position = Position.parse(row[0])
+    return position, FeedEntry(position.number, events.decode(row[1].get(events.ENTRY_FIELD, b"")))

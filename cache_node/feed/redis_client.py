@@ -1,0 +1,54 @@
+"""The one function that builds every Redis client.
+
+Explicit timeouts and protocol, and no retries by the library: redis-py repeats ten times by default, which turned one
+publish across a stall of 1.2 s into two events.  Who may repeat a call does so itself, inside its own deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from cache_node.errors import FeedUnavailableError
+from cache_node.feed.scripts import Script
+
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)
+"""What a call can raise when the server is away, slow, refuses, or answers nonsense."""
+
+
+def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) -> Redis:
+    """A client that connects on first use; the owner closes it with `aclose()`.
+
+    `timeout_seconds` bounds the connect and every wait for a reply: for a blocked read it must exceed the block.
+    """
+    return Redis.from_url(
+        url,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        max_connections=max_connections,
+        protocol=2,
+        decode_responses=False,
+        health_check_interval=0,
+        driver_info=None,
+    )
+
+
+async def run_script(client: Redis, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    """EVALSHA, sending the text when the server does not know the script (after a restart or a failover)."""
+    try:
+        return await client.evalsha(script.sha, len(keys), *keys, *args)
+    except NoScriptError:
+        return await client.eval(script.text, len(keys), *keys, *args)
+
+
+def feed_unavailable(doing: str, exc: BaseException) -> FeedUnavailableError:
+    """Translate a library error: its class and first words, never an argument of the command."""
+    text = str(exc).splitlines()[0][:200] if str(exc) else ""
+    return FeedUnavailableError(f"{doing} failed: {type(exc).__name__}" + (f" ({text})" if text else ""))

@@ -1,0 +1,100 @@
+"""The Lua scripts.  Each begins by making sure that the generation is the one of this very server and history.
+
+A generation is born when the server's `master_replid` is not the stored one (restart, failover) or nothing is stored
+(FLUSHALL, an empty server): max(stored + 1, what the caller shows + 1, TIME in µs), so that none is given twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+# KEYS[1] generation, KEYS[2] feed; ARGV[1] the newest generation the caller has seen.
+# XINFO is asked at a birth only: ids of a stream must rise even if the clock stepped back and the hash was lost.
+_GENERATION = """
+local function current(shown)
+  local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+  local stored = redis.call('HMGET', KEYS[1], 'replid', 'generation', 'number')
+  if replid and stored[1] == replid and stored[2] and stored[3] then
+    return tonumber(stored[2]), tonumber(stored[3])
+  end
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  local top = 0
+  local info = redis.pcall('XINFO', 'STREAM', KEYS[2])
+  if not info.err then
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then top = tonumber(string.match(info[i + 1], '^(%d+)')) end
+    end
+  end
+  local generation = math.max((tonumber(stored[2] or 0) or 0) + 1, (tonumber(shown) or 0) + 1, top + 1, now)
+  local text = string.format('%.0f', generation)
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'replid', replid or '', 'generation', text, 'number', '0',
+             'born', string.format('%.0f', now), 'followed', '0')
+  redis.call('XTRIM', KEYS[2], 'MINID', text .. '-0')
+  return generation, 0
+end
+"""
+
+# ARGV[2] source and events as msgpack, ARGV[3] their count, ARGV[4] events to retain.
+# Trims by number, never by age: after a quiet night an age trim would leave every node with a gap.
+_APPEND = """
+local generation, number = current(ARGV[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+number = number + tonumber(ARGV[3])
+local text = string.format('%.0f', generation)
+local id = text .. '-' .. string.format('%.0f', number)
+redis.call('XADD', KEYS[2], id, 'e', '\\148' .. cmsgpack.pack(1) .. cmsgpack.pack(now) .. ARGV[2])
+redis.call('HSET', KEYS[1], 'number', string.format('%.0f', number))
+local oldest = number - tonumber(ARGV[4])
+if oldest > 0 then
+  redis.call('XTRIM', KEYS[2], 'MINID', '~', text .. '-' .. string.format('%.0f', oldest))
+end
+return id
+"""
+
+# KEYS[3] nodes; ARGV[2] field and ARGV[3] record of the caller, ARGV[4] µs for which it has followed ARGV[1].
+# It writes in every case: an isolated old primary that may not write must not be able to confirm anything.
+_CONFIRM = """
+local generation, number = current(ARGV[1])
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
+local text = string.format('%.0f', generation)
+if text == ARGV[1] and tonumber(ARGV[4]) > tonumber(redis.call('HGET', KEYS[1], 'followed') or 0) then
+  redis.call('HSET', KEYS[1], 'followed', ARGV[4])
+end
+return {text, string.format('%.0f', number), time[1], time[2], redis.call('HLEN', KEYS[3])}
+"""
+
+# Asks the registry, and writes, for the same reason.
+_ASK_REGISTRY = """
+local generation, number = current(ARGV[1])
+redis.call('HSET', KEYS[1], 'asked', redis.call('TIME')[1])
+return {string.format('%.0f', generation), string.format('%.0f', number),
+        redis.call('HGET', KEYS[1], 'followed') or '0', redis.call('HGETALL', KEYS[3])}
+"""
+
+# Removes ARGV[1] from the registry if its record still is ARGV[2].
+_FORGET = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end
+return 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Text of a script and the SHA-1 by which the server knows it."""
+
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+APPEND = Script(_GENERATION + _APPEND)
+CONFIRM = Script(_GENERATION + _CONFIRM)
+ASK_REGISTRY = Script(_GENERATION + _ASK_REGISTRY)
+FORGET = Script(_FORGET)

@@ -1,0 +1,1 @@
+"""What apps talk to: the server, its limits, and the reading of requests."""

@@ -1,0 +1,248 @@
+"""uvicorn's HTTP protocol with the limits that it lacks: size and time of a request head, and a Host header.
+
+What is refused gets Kratos' error shape, never out of its turn, and its connection ends.  Bodies have no limit of size
+or time here; the application reads them, or ignores them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+HEAD_BYTES: Final = 65536
+"""The largest request head: request line, headers, blank line.  The trailers of a chunked body have the same limit."""
+HEAD_SECONDS: Final = 5.0
+"""How long a head may take to arrive, from the connection for its first request, else from the head's first byte."""
+KEEP_ALIVE_SECONDS: Final = 75
+"""How long a connection may rest between requests: longer than a balancer's usual 60."""
+LINGER_SECONDS: Final = 2.0
+"""How long what a refused client still sends is read, so that the kernel does not reset the answer on its way."""
+
+# Reads reach 256 KiB.  Fed in pieces, no byte of a head goes uncounted for longer than one piece.
+_PIECE_BYTES = 8192
+
+_BETWEEN, _HEAD, _BODY = range(3)
+
+
+class _Refused(Exception):
+    """Raised inside a parser callback: the parser then stops, and stays stopped."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+_TOO_LARGE = (431, f"The request head is larger than {HEAD_BYTES} bytes")
+_NO_HOST = (400, "The request needs exactly one Host header")
+_MALFORMED = (400, "The request is not valid HTTP")
+
+
+class LimitedHttpToolsProtocol(HttpToolsProtocol):
+    """One connection of an `HttpServer`.
+
+    A request that arrives in one read costs no timer.  The parser tells of a header when it is complete, so the bytes
+    that it holds back are counted as they arrive.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._phase = _BETWEEN
+        self._running: RequestResponseCycle | None = None  # whose answer is next, or was last, on the wire
+        self._deaf = False  # whatever arrives now is of no interest
+        self._timer: asyncio.TimerHandle | None = None  # of a head under way, or of the end after a refusal
+        # Bytes since the head under way began, or since the last byte of a body.  A head owns all of the piece that it
+        # begins; of a piece in which it comes behind another request its share is unknown, and counts as none.
+        self._undelivered = 0
+        self._share = 0
+        self._piece = b""
+        self._tail = b""  # the head's last three bytes before the piece: its blank line may lie across
+
+    # Connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) <= _PIECE_BYTES:
+            self._feed(data)
+        else:
+            for start in range(0, len(data), _PIECE_BYTES):
+                self._feed(data[start : start + _PIECE_BYTES])
+        self._watch_head()
+
+    def _feed(self, piece: bytes) -> None:
+        while piece and not self._deaf:
+            piece = self._parse(piece)
+
+    def _parse(self, piece: bytes) -> bytes:
+        """Returns what the parser left over, as it does behind a request for an upgrade."""
+        self._piece = piece
+        if self._phase == _BETWEEN:
+            self._share = len(piece)
+        else:
+            self._undelivered += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade()
+            return piece[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            self._refuse_for(error)
+        else:
+            if self._phase != _BETWEEN:
+                self._await_more(piece)
+        return b""
+
+    def _await_more(self, piece: bytes) -> None:
+        self._tail = (self._tail + piece)[-3:]
+        if self._undelivered > HEAD_BYTES:
+            self._refuse(*_TOO_LARGE)
+
+    def _decline_upgrade(self) -> None:
+        # An upgrade that is not accepted is an ordinary request.  But the parser takes no body of it, and what a
+        # client means as one must not be read as its next request.
+        if any(name in (b"content-length", b"transfer-encoding") for name, _ in self.scope["headers"]):
+            self.cycle.keep_alive = False
+            self._deaf = True
+
+    # Parser callbacks
+
+    def on_message_begin(self) -> None:
+        self._phase = _HEAD
+        self._undelivered, self._share, self._tail = self._share, 0, b""
+        self._unset_keepalive_if_required()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        super().on_headers_complete()
+        self.headers = []  # the application has the list; trailers, which the parser also calls headers, go elsewhere
+        self._phase = _BODY
+        self._undelivered = 0
+        self._stop_timer()
+
+    def on_body(self, body: bytes) -> None:
+        self._undelivered = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._phase = _BETWEEN
+        super().on_message_complete()
+
+    def _check_head(self) -> None:
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() not in ("1.0", "0.9")):
+            raise _Refused(*_NO_HOST)
+        # As the count includes all of the piece, it leaves a doubt from here on.
+        if self._undelivered > HEAD_BYTES - _PIECE_BYTES and self._head_bytes() > HEAD_BYTES:
+            raise _Refused(*_TOO_LARGE)
+
+    def _head_bytes(self) -> int:
+        # It began before this piece, so the first blank line is its end.
+        behind = (self._tail + self._piece).partition(b"\r\n\r\n")[2]
+        return self._undelivered - len(behind)
+
+    # Answers in their turn
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._phase == _HEAD and not self._is_answer_due():
+            self._unset_keepalive_if_required()
+            self._watch_head()
+
+    def _is_answer_due(self) -> bool:
+        return self._running is not None and not self.cycle.response_complete
+
+    def _watch_head(self) -> None:
+        # The clock stands still while an earlier answer is due: meanwhile uvicorn may have stopped reading.
+        if self._phase == _HEAD and self._timer is None and not self._is_answer_due():
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Refusals
+
+    def _refuse_for(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__
+        if isinstance(cause, _Refused):
+            self._refuse(cause.status, cause.message)
+        else:
+            # The parser's text may quote the URL.
+            self.logger.debug("malformed request: %s", type(cause or error).__name__)
+            self._refuse(*_MALFORMED)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answers the message being parsed, unless that would not be its turn, and ends the connection."""
+        self._deaf = True
+        self._stop_timer()
+        refused = self._withdraw() if self._phase == _BODY else None
+        if self._is_answer_due():
+            self.cycle.keep_alive = False  # the last answer that is still due closes behind itself
+            return
+        if refused is None or not refused.response_started:
+            self.transport.write(self._error_answer(status, message))
+        self._linger()
+
+    def _withdraw(self) -> RequestResponseCycle:
+        """Takes back the request whose body turned out to be broken; its application sees a disconnect."""
+        refused = self.cycle
+        refused.disconnected = True
+        refused.message_event.set()
+        if self._running is None or self._running is refused:
+            self._running = None
+        else:
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+        return refused
+
+    def _linger(self) -> None:
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _error_answer(self, status: int, message: str) -> bytes:
+        error = {"code": status, "status": http.HTTPStatus(status).phrase, "message": message}
+        body = json.dumps({"error": error}, separators=(",", ":")).encode() + b"\n"
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        head = STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n"
+        return head if self._is_head_request() else head + body
+
+    def _is_head_request(self) -> bool:
+        return self._phase != _BETWEEN and bool(self.url) and self.parser.get_method() == b"HEAD"

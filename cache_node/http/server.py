@@ -1,0 +1,173 @@
+"""Runs one ASGI application on one listening socket of the running event loop, with uvicorn's protocol and our limits.
+
+Any number of servers live in one process.  Signals, logging and the application's own start and end belong to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from cache_node.errors import CacheNodeError, ConfigurationError
+from cache_node.http.protocol import KEEP_ALIVE_SECONDS, LimitedHttpToolsProtocol
+
+BACKLOG: Final = 2048
+"""Connections that the kernel holds until they are accepted."""
+DRAIN_SECONDS: Final = 10.0
+"""How long requests under way may take once a server drains."""
+
+# What clients had sent when the drain began is read within this; then connections without a request end.
+_GRACE_SECONDS = 0.05
+_DRAIN_POLL_SECONDS = 0.01
+
+_log = logging.getLogger("cache_node.http")
+
+
+def bind(host_port: str) -> socket.socket:
+    """A listening TCP socket at `host:port` (IPv6: `[host]:port`; port 0 picks a free one); the caller owns it.
+
+    Connections queue from now on, until a server starts on it.  Raises ConfigurationError if `host_port` is malformed,
+    else CacheNodeError with one line that names it: in use, not permitted, no such address.
+    """
+    host, port = _split(host_port)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return _listen(socket.socket(family, kind, protocol), address)
+    except OSError as error:
+        # Not the error's own text: asked for a name that does not exist, it is about getaddrinfo.
+        reason = "no such host" if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0).lower()
+        raise CacheNodeError(f"cannot listen on {host_port}: {reason}") from error
+
+
+def address_of(sock: socket.socket) -> str:
+    """`host:port` of a bound socket, an IPv6 host in brackets: the port is the true one where 0 was asked for."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class HttpServer:
+    """One application on one socket, from `start` to `drain`; it owns the socket.
+
+    `app` is an ASGI 3 application (no lifespan, no WebSocket).  `drain_seconds` bounds `drain`.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        sock: socket.socket,
+        *,
+        drain_seconds: float = DRAIN_SECONDS,
+    ) -> None:
+        self.address = address_of(sock)
+        self._sock = sock
+        self._drain_seconds = drain_seconds
+        self._config = _config(app)
+        self._state = ServerState()
+        self._server: asyncio.AbstractServer | None = None
+        self._date_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._state.connections)
+
+    async def start(self) -> None:
+        """Accepts connections from now on."""
+        loop = asyncio.get_running_loop()
+        self._config.load()
+        self._renew_date(loop)
+
+        def connection() -> LimitedHttpToolsProtocol:
+            return LimitedHttpToolsProtocol(self._config, self._state, {}, loop)
+
+        self._server = await loop.create_server(connection, sock=self._sock, backlog=BACKLOG)
+
+    async def drain(self) -> None:
+        """Ends: no new connections, requests under way are answered, and after `drain_seconds` cut off.
+
+        Returns when no connection and no request is left.  A server that has not started just closes its socket.
+        """
+        if self._server is None:
+            self._sock.close()
+            return
+        self._server.close()
+        await asyncio.sleep(_GRACE_SECONDS)
+        try:
+            async with asyncio.timeout(self._drain_seconds):
+                await self._let_finish()
+        except TimeoutError:
+            await self._cut_off()
+        finally:
+            if self._date_timer is not None:
+                self._date_timer.cancel()
+
+    def _renew_date(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        self._date_timer = loop.call_later(1.0, self._renew_date, loop)
+
+    async def _let_finish(self) -> None:
+        while self._state.connections or self._state.tasks:
+            for connection in list(self._state.connections):
+                connection.shutdown()  # at once, or behind the answer that is due; new requests may still come in
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+
+    async def _cut_off(self) -> None:
+        tasks = list(self._state.tasks)
+        _log.warning(
+            "cut off %d requests that were under way for %g s after the end began", len(tasks), self._drain_seconds
+        )
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _config(app: Callable[..., Awaitable[None]]) -> Config:
+    return Config(
+        app,
+        http=LimitedHttpToolsProtocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,  # nothing here trusts or changes X-Forwarded-*
+        workers=1,  # or uvicorn reads WEB_CONCURRENCY
+    )
+
+
+def _split(host_port: str) -> tuple[str, int]:
+    host, _, port = host_port.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ConfigurationError(f"{host_port!r} is no address to listen on: write host:port, for IPv6 [host]:port")
+    return host, int(port)
+
+
+def _listen(sock: socket.socket, address: Any) -> socket.socket:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)  # only this tells that another one listens there
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

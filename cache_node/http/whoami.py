@@ -1,0 +1,224 @@
+"""`/sessions/whoami` as a raw ASGI application: the one request that must be fast stands in front of the router.
+
+Everything that is not plain goes to the origin for itself; this module alone decides what is plain, and writes statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+import orjson
+
+from cache_node.errors import OriginUnavailableError
+from cache_node.feed.position import Position
+from cache_node.http.credentials import ANONYMOUS, extract
+from cache_node.sessions.credential import Credential
+from cache_node.http.errors import error_body
+from cache_node.sessions.answer import Answer, Wants
+from cache_node.sessions.entry import Headers
+from cache_node.sessions.origin import WHOAMI_PATH
+from cache_node.sessions.reader import Reader
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUEST_BODY_BYTES = 1024 * 1024
+"""A body that goes on to the origin; Kratos ignores those of whoami."""
+RETRY_AFTER_SECONDS = 1
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_MAX_AGE = re.compile(rb"max-age=\"?(\d{1,9})\"?", re.ASCII)
+# The shape in which herodot writes an error, up to where it puts the request's id.
+_ERROR_HEAD = re.compile(rb'\{"error":\{"code":\d{3},"status":"[^"\\]*",')
+
+
+class Observer(Protocol):
+    """Where latency and outcomes of answers go."""
+
+    def observe_request(self, tier: str, status: int, detail: str, seconds: float) -> None:
+        """One answer: from which tier, with which status, why, and how long it took."""
+
+
+class Whoami:
+    """The ASGI application for the one path; `session_cookie` is the cookie's name."""
+
+    def __init__(self, reader: Reader, observer: Observer, session_cookie: str) -> None:
+        self._reader = reader
+        self._observer = observer
+        self._session_cookie = session_cookie.encode()
+        self.under_way: set[asyncio.Task[Any]] = set()
+        """Tasks of the requests that wait for something."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = time.perf_counter()
+        task = asyncio.current_task()
+        if task is not None:
+            self.under_way.add(task)
+            task.add_done_callback(self.under_way.discard)
+        try:
+            answer = await self._answer(scope, receive)
+        except OriginUnavailableError as exc:
+            answer = _unavailable(exc)
+        except _Refused as exc:
+            answer = Answer(exc.status, _JSON, error_body(exc.status, exc.message), "bypass", "refused")
+        answer = _with_request_id(answer, scope["headers"])
+        await _send(answer, send)
+        self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        why_not_plain = _why_not_plain(scope)
+        if why_not_plain is not None:
+            return await self._pass_on(scope, receive, why_not_plain)
+        credential = extract(headers, self._session_cookie)  # 1
+        if isinstance(credential, Credential):
+            return await self._reader.read(credential, _wants(headers))
+        if credential is ANONYMOUS:
+            return await self._reader.read_anonymous()
+        return await self._pass_on(scope, receive, "mixed")
+
+    async def _pass_on(self, scope: Scope, receive: Receive, why: str) -> Answer:
+        query: bytes = scope["query_string"]
+        target = WHOAMI_PATH + ("?" + query.decode("latin-1") if query else "")
+        body = await _read_body(receive)
+        headers = tuple(scope["headers"])
+        if not all(_is_utf8(value) for _name, value in headers):
+            raise _Refused(400, "A header of this request is not valid UTF-8.")
+        return await self._reader.pass_on(scope["method"], target, headers, body, why)
+
+
+class _Refused(Exception):
+    """The request itself cannot be passed on."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+_JSON: Headers = ((b"content-type", b"application/json"),)
+
+
+def _why_not_plain(scope: Scope) -> str | None:
+    """None for a plain request, else the word for why it must go to the origin for itself."""
+    if scope["method"] not in ("GET", "HEAD"):
+        return "method"
+    for name, value in scope["headers"]:
+        if name == b"origin":
+            return "origin-header"
+        if (name == b"content-length" and value.strip() != b"0") or name == b"transfer-encoding":
+            return "body"
+    query: bytes = scope["query_string"]
+    # Kratos heeds this one parameter only; an escaped name is the origin's to read.
+    if query and (b"tokenize_as" in query or b"%" in query or b";" in query):
+        return "tokenize"
+    return None
+
+
+def _wants(headers: list[tuple[bytes, bytes]]) -> Wants:
+    directives = [v.strip().lower() for name, value in headers if name == b"cache-control" for v in value.split(b",")]
+    positions = [value for name, value in headers if name == b"cache-node-min-position"]
+    if not directives and not positions:
+        return _PLAIN
+    ages = [int(match[1]) for match in map(_MAX_AGE.fullmatch, directives) if match]
+    no_cache = b"no-cache" in directives or b"no-store" in directives or 0 in ages
+    return Wants(no_cache, float(min(ages)) if ages else None, _newest_demanded(positions))
+
+
+_PLAIN = Wants()
+# No feed has this position: what cannot be read cannot be compared, and asks the origin.
+_UNKNOWN_POSITION = Position(0, 0)
+
+
+def _newest_demanded(positions: list[bytes]) -> Position | None:
+    if not positions:
+        return None
+    try:
+        (text,) = positions
+        return Position.parse(text.strip())
+    except ValueError:
+        return _UNKNOWN_POSITION
+
+
+async def _read_body(receive: Receive) -> bytes:
+    chunks = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Refused(400, "The request ended before its body did.")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > MAX_REQUEST_BODY_BYTES:
+            raise _Refused(413, f"The body is larger than {MAX_REQUEST_BODY_BYTES} bytes.")
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unavailable(exc: OriginUnavailableError) -> Answer:
+    logger.debug("no answer: %s", exc)
+    headers: Headers = (*_JSON, (b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+    body = error_body(503, "The session could not be checked just now. Please try again.")
+    return Answer(503, headers, body, "origin", exc.cause)
+
+
+def _with_request_id(answer: Answer, headers: list[tuple[bytes, bytes]]) -> Answer:
+    """Kratos repeats `X-Request-ID` in the body of these errors; a fill and a stored answer know none."""
+    if answer.tier == "bypass" or answer.status not in (400, 401, 500):
+        return answer
+    request_id = next((value for name, value in headers if name == b"x-request-id" and value), None)
+    head = _ERROR_HEAD.match(answer.body)
+    if request_id is None or head is None or not _is_utf8(request_id):
+        return answer
+    quoted = orjson.dumps(request_id.decode())
+    for plain, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
+        quoted = quoted.replace(plain, escaped)  # as Go's encoder writes them
+    body = answer.body[: head.end()] + b'"request":' + quoted + b"," + answer.body[head.end() :]
+    return Answer(answer.status, answer.headers, body, answer.tier, answer.detail, answer.age_seconds)
+
+
+_HITS = {"memory": "hit", "redis": "hit", "negative": "hit", "stale": "fwd=stale", "bypass": "fwd=bypass"}
+_FORWARD_REASONS = {
+    "cold": "miss",
+    "anonymous": "miss",
+    "expired": "stale",
+    "ttl": "stale",
+    "fenced": "stale",
+    "no-lease": "stale",
+    "no-cache": "request",
+    "max-age": "request",
+    "min-position": "request",
+}
+
+
+def _cache_status(answer: Answer) -> bytes:
+    """RFC 9211: which tier answered or why none did."""
+    how = _HITS.get(answer.tier) or "fwd=" + _FORWARD_REASONS.get(answer.detail, "miss")
+    return f"cache-node; {how}; detail={answer.detail}".encode()
+
+
+async def _send(answer: Answer, send: Send) -> None:
+    headers = [
+        *answer.headers,
+        (b"content-length", str(len(answer.body)).encode()),
+        (b"cache-status", _cache_status(answer)),
+        (b"age", str(int(answer.age_seconds)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

@@ -1,0 +1,90 @@
+"""One cached answer: what the origin said about a live session, and until when and against what it must be judged."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+import orjson
+
+from cache_node.feed.events import MAX_ID_BYTES, normalise_id
+from cache_node.sessions.credential import Credential, cookie_minted_at
+
+EXPIRY_MARGIN_SECONDS = 1.0
+"""An entry ends this much before the session does, for clocks that differ: then it is a miss, and the origin decides."""
+CLOCK_TOLERANCE_SECONDS = 1.0
+"""An entry may come from a neighbour whose wall clock is ahead by this much; more is an unknown age."""
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Entry(msgspec.Struct, gc=False):
+    """A 200 of the origin.  Owned by the memory tier; the fence alone changes it (`number`, `admitted_version`).
+
+    `headers` are the origin's own, names in lower case, order kept.  `expires_at` and `fetched_at` are Unix seconds.
+    """
+
+    body: bytes
+    headers: Headers
+    session_id: str
+    identity_id: str
+    expires_at: float
+    fetched_at: float
+    generation: int
+    number: int
+    admitted_version: int = -1
+
+    def is_expired(self, now: float) -> bool:
+        """Whether the session, or the cookie that presented it, has ended by its own date."""
+        return now >= self.expires_at - EXPIRY_MARGIN_SECONDS
+
+    def age_seconds(self, now: float) -> float | None:
+        """Seconds since the origin was asked; None if the clocks make no sense of it, which is never young enough."""
+        age = now - self.fetched_at
+        if age >= 0:
+            return age
+        return 0.0 if age >= -CLOCK_TOLERANCE_SECONDS else None
+
+    def is_younger_than(self, limit_seconds: float, now: float) -> bool:
+        """Whether it was fetched at most `limit_seconds` ago."""
+        age = self.age_seconds(now)
+        return age is not None and age <= limit_seconds
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of what it holds for the answer."""
+        return len(self.body) + sum(len(name) + len(value) for name, value in self.headers)
+
+
+class SessionFacts(msgspec.Struct, frozen=True):
+    """What must be known of a session to cache its answer."""
+
+    session_id: str
+    identity_id: str
+    expires_at: float
+
+
+def read_session(body: bytes) -> SessionFacts | None:
+    """Ids (UUIDs lower-cased) and expiry of a Kratos session; None if the body is not one, or is not active."""
+    try:
+        session = orjson.loads(body)
+        session_id, identity_id = session["id"], session["identity"]["id"]
+        expires_at = datetime.fromisoformat(session["expires_at"])
+        known = session["active"] is True and expires_at.tzinfo is not None
+        ids_known = all(isinstance(i, str) and 0 < len(i.encode()) <= MAX_ID_BYTES for i in (session_id, identity_id))
+    except (ValueError, TypeError, KeyError):
+        return None
+    if not (known and ids_known):
+        return None
+    return SessionFacts(normalise_id(session_id), normalise_id(identity_id), expires_at.timestamp())
+
+
+def credential_ends_at(credential: Credential, cookie_max_age_seconds: float) -> float | None:
+    """Unix seconds after which the credential itself is too old, however long the session lives.
+
+    Infinite for a token; None for a cookie whose mint date cannot be read, which is therefore not cacheable.
+    """
+    if credential.kind != "cookie":
+        return float("inf")
+    minted_at = cookie_minted_at(credential.value)
+    return None if minted_at is None else minted_at + cookie_max_age_seconds

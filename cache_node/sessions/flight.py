@@ -1,0 +1,62 @@
+"""One fill per key at a time, and who may have its result.
+
+A run reads what the origin said at some moment after its read began.  Who joined before that may have the result as
+their own answer; who joined later may only have it as a cached one, by fence and lease, and otherwise asks again:
+
+    1. reader A joins, the run begins its read    2. the origin reads the old state    3. the session is revoked, the
+    event is applied here    4. reader B joins    5. the old answer arrives: right for A, whose request began before
+    the revocation, and wrong for B.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Flight(Generic[T]):
+    """One run.  The fill calls `begin_read()` right before it sends its request to the origin."""
+
+    def __init__(self) -> None:
+        self.read_begun = False
+        self.must_ask_origin = False
+        """Set by a joiner who does not want the tiers' answer; heeded until the read has begun."""
+        self.task: asyncio.Task[T] | None = None
+
+    def begin_read(self) -> None:
+        """Who joins from now on was not there before the read."""
+        self.read_begun = True
+
+
+class Flights(Generic[T]):
+    """The runs under way, by key.  A run goes on when a reader goes away; it belongs to all of them."""
+
+    def __init__(self) -> None:
+        self._flights: dict[bytes, Flight[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    async def join(self, name: bytes, fill: Callable[[Flight[T]], Awaitable[T]], *, ask_origin: bool) -> tuple[T, bool]:
+        """The result of the run under way for the key, or of a new one; and whether its read began after this call.
+
+        `ask_origin` asks the run to pass the tiers by.  Raises what the fill raises.
+        """
+        flight = self._flights.get(name)
+        if flight is None:
+            flight = self._flights[name] = Flight()
+            flight.task = asyncio.create_task(self._run(name, flight, fill))
+        joined_before_read = not flight.read_begun
+        flight.must_ask_origin |= ask_origin
+        assert flight.task is not None
+        return await asyncio.shield(flight.task), joined_before_read
+
+    async def _run(self, name: bytes, flight: Flight[T], fill: Callable[[Flight[T]], Awaitable[T]]) -> T:
+        try:
+            return await fill(flight)
+        finally:
+            # Whoever is woken by the result and must ask again finds no flight, or one begun after it.
+            del self._flights[name]

@@ -1,0 +1,38 @@
+"""From a credential to the name of its entry and the key that seals it; neither leads back to the credential.
+
+BLAKE2b takes a key of 64 bytes at most, so the hashing key is BLAKE2b-256(secret, person=`cache-node`), for secrets of
+any length.  BLAKE2b-512 over kind and credential, each behind its length, gives 64 bytes: the first half names the entry,
+the second seals it.  Who reads Redis learns nothing and can forge nothing without the credential itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+from cache_node.sessions.credential import Credential
+
+
+class Key(NamedTuple):
+    """`name` identifies the entry in both tiers, `sealing` is its AES-256 key; 32 bytes each."""
+
+    name: bytes
+    sealing: bytes
+
+
+class KeyRing:
+    """Secrets in force: the first one writes, all read, so that they can be rotated."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._hashing_keys = [
+            blake2b(secret.encode(), digest_size=32, person=b"cache-node").digest() for secret in secrets
+        ]
+
+    def derive(self, credential: Credential) -> tuple[Key, ...]:
+        """Keys of the credential under each secret, the writing one first."""
+        kind = credential.kind.encode()
+        value = credential.value
+        message = b"%b%b%b%b" % (len(kind).to_bytes(4, "big"), kind, len(value).to_bytes(4, "big"), value)
+        digests = [blake2b(message, key=key).digest() for key in self._hashing_keys]
+        return tuple(Key(digest[:32], digest[32:]) for digest in digests)

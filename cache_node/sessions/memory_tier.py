@@ -1,0 +1,80 @@
+"""The memory tier (L1): entries in this process, bounded in bytes.  No I/O, no clock, and no opinion on freshness.
+
+Refused credentials (401) have a small share of the bound of their own, so that made-up tokens cannot push sessions out.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cache_node.feed.position import Position
+from cache_node.sessions.entry import Entry, Headers
+from cache_node.sessions.sieve import Sieve
+
+ENTRY_OVERHEAD_BYTES = 900
+"""What an entry costs beyond body and headers: slot, dict, key, ids, header tuples (tests/sessions/ measures it)."""
+REFUSAL_SHARE = 1 / 32
+BODY_SHARE = 1 / 16
+"""A body above this part of the bound is kept in neither tier."""
+
+
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """A 401 for a presented credential, believed.  `until` is a reading of the steady clock."""
+
+    body: bytes
+    headers: Headers
+    fetched_at: float
+    until: float
+    as_of: Position | None
+    """Position applied before it was read; None for the anonymous answer, which no event changes."""
+
+
+class MemoryTier:
+    """`get`/`put` as in every tier, but synchronous; `put` returns whether it was kept."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_body_bytes = int(max_bytes * BODY_SHARE)
+        refusal_bytes = int(max_bytes * REFUSAL_SHARE)
+        self._entries: Sieve[Entry] = Sieve(max_bytes - refusal_bytes)
+        self._refusals: Sieve[Refusal] = Sieve(refusal_bytes)
+        self.max_bytes = max_bytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bodies, headers and measured overhead of all that is kept; at most `max_bytes`."""
+        return self._entries.size_bytes + self._refusals.size_bytes
+
+    @property
+    def evictions(self) -> int:
+        """Entries and refusals that had to make room."""
+        return self._entries.evictions + self._refusals.evictions
+
+    def get(self, name: bytes) -> Entry | None:
+        """The entry kept under the key's name."""
+        return self._entries.get(name)
+
+    def put(self, name: bytes, entry: Entry) -> bool:
+        """Keep the entry, in place of what was known of the key."""
+        self._refusals.discard(name)
+        if len(entry.body) > self.max_body_bytes:
+            self._entries.discard(name)
+            return False
+        return self._entries.put(name, entry, entry.payload_bytes + ENTRY_OVERHEAD_BYTES)
+
+    def get_refusal(self, name: bytes) -> Refusal | None:
+        """The refusal kept under the key's name."""
+        return self._refusals.get(name)
+
+    def put_refusal(self, name: bytes, refusal: Refusal) -> bool:
+        """Keep the refusal, in place of what was known of the key."""
+        self._entries.discard(name)
+        payload = len(refusal.body) + sum(len(name) + len(value) for name, value in refusal.headers)
+        return self._refusals.put(name, refusal, payload + ENTRY_OVERHEAD_BYTES)
+
+    def discard(self, name: bytes) -> None:
+        """Forget what is known of the key."""
+        self._entries.discard(name)
+        self._refusals.discard(name)

@@ -1,0 +1,285 @@
+"""The origin: asked within a deadline and a concurrency limit, and not believed when it says 401 in an outage.
+
+Kratos answers 401 when its database is down, exactly as for a bad token, while its readiness says 503.  A 401 is
+believed only between two signs of readiness: a probe sent shortly before the read, or after an earlier read that said
+the same, and one sent after the 401 arrived.  The first of them closes the hole at the end of an outage, where a 401
+of the outage's last millisecond is followed by a probe that says ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from cache_node.errors import OriginUnavailableError
+from cache_node.feed.clock import Clock
+from cache_node.sessions.credential import Credential
+from cache_node.sessions.entry import Headers
+
+logger = logging.getLogger(__name__)
+
+WHOAMI_PATH = "/sessions/whoami"
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+"""A body above this is garbage, whatever its length says."""
+IDLE_SECONDS = 60.0
+"""Kratos closes idle connections after 120 s; ours are closed first."""
+PROBE_SECONDS = 2.0
+RECENT_SECONDS = 1.0
+"""How long a sign of readiness counts as shortly before."""
+MAX_READS = 4
+"""Reads of one credential that go on saying 401 before the origin counts as unready."""
+QUEUE_SECONDS = 1.0
+"""How long a read may wait for its turn; then 503, because the origin is not the one to wait longer."""
+
+# Connection-bound (RFC 9110 section 7.6.1), or written anew for each connection.
+_HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade content-length date".split()
+)
+_NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+
+@dataclass(frozen=True, slots=True)
+class OriginAnswer:
+    """What the origin said.  `headers`: names in lower case, order and repetition kept, hop-by-hop ones dropped."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    fetched_at: float
+    """Unix seconds before the request was sent."""
+    believed: bool = True
+    """False for a 401 of an origin without a readiness path: passed on, never stored."""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the origin could not do its work just now: not an answer about the credential."""
+        return self.status == 429 or self.status >= 500
+
+    def header(self, name: bytes) -> bytes | None:
+        """First value of a header, by its lower-case name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+class Origin:
+    """Client of one origin; owns its connections.  All reads raise OriginUnavailableError when nothing may be believed.
+
+    `ready_path` empty: the origin has no readiness to ask.
+    """
+
+    def __init__(
+        self, url: str, clock: Clock, *, timeout_seconds: float, concurrency: int, ready_path: str
+    ) -> None:
+        self._base = url.rstrip("/")
+        self._clock = clock
+        self._timeout = timeout_seconds
+        self._slots = asyncio.Semaphore(concurrency)
+        self._readiness = Readiness(self._probe, clock) if ready_path else None
+        self._ready_path = ready_path
+        self._session: aiohttp.ClientSession | None = None
+        self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
+        """Called after each request with its status or cause of failure, and how long it took."""
+        self.counts: Counter[str] = Counter()
+        """`unbelieved` 401s."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._readiness is not None:
+            self._readiness.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def read(self, credential: Credential, *, on_begin: Callable[[], None]) -> OriginAnswer:
+        """What the origin says of the credential: a GET with its own header and `Accept`, nothing else of any client.
+
+        `on_begin` is called right before each request is sent.
+        """
+        headers = [credential.header(), ("Accept", "application/json")]
+        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin)
+
+    async def read_anonymous(self) -> OriginAnswer:
+        """What it says to those who present nothing; that 401 is true in an outage too."""
+        return await self._ask("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
+
+    async def pass_on(self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> OriginAnswer:
+        """One client's request for that client alone, with all its headers but hop-by-hop ones."""
+        return await self._believed(method, target, _forwarded(headers), body, lambda: None)
+
+    async def _believed(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, on_begin: Callable[[], None]
+    ) -> OriginAnswer:
+        for _ in range(MAX_READS):
+            steady_before = self._readiness is not None and self._readiness.is_recent()
+            on_begin()
+            answer = await self._ask(method, target, headers, body)
+            if answer.status != 401:
+                self._note(answer)
+                return answer
+            if self._readiness is None:
+                return OriginAnswer(answer.status, answer.headers, answer.body, answer.fetched_at, believed=False)
+            if not await self._readiness.asked_now():
+                break
+            if steady_before:
+                return answer
+        self.counts["unbelieved"] += 1
+        raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
+
+    def _note(self, answer: OriginAnswer) -> None:
+        if answer.is_failure and self._readiness is not None:
+            self._readiness.doubt()
+
+    async def _ask(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> OriginAnswer:
+        async with self._slot():
+            begun = self._clock.steady()
+            outcome = "error"
+            try:
+                answer = await self._request(method, target, headers, body, self._timeout)
+                outcome = str(answer.status)
+                return answer
+            except OriginUnavailableError as exc:
+                outcome = exc.cause
+                if self._readiness is not None:
+                    self._readiness.doubt()
+                raise
+            finally:
+                self.observe(outcome, self._clock.steady() - begun)
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(min(QUEUE_SECONDS, self._timeout)):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise OriginUnavailableError("busy", "too many reads of the origin are waiting already") from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def _request(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_seconds: float
+    ) -> OriginAnswer:
+        fetched_at = self._clock.wall()
+        try:
+            async with (
+                asyncio.timeout(timeout_seconds),
+                self._client().request(
+                    method,
+                    URL(self._base + target, encoded=True),
+                    headers=headers,
+                    data=body or None,
+                    allow_redirects=False,
+                    skip_auto_headers=_NOT_ADDED,
+                ) as response,
+            ):
+                answer_body = await _read_bounded(response)
+                return OriginAnswer(response.status, _kept(response.raw_headers), answer_body, fetched_at)
+        except TimeoutError:
+            raise OriginUnavailableError("timeout", f"the origin did not answer within {timeout_seconds:g} s") from None
+        except aiohttp.ClientConnectionError as exc:
+            raise OriginUnavailableError("unreachable", f"no answer from the origin: {type(exc).__name__}") from None
+        except (aiohttp.ClientError, ValueError) as exc:
+            # Texts of these errors may quote what was sent or received.
+            raise OriginUnavailableError("garbage", f"the origin's answer is no HTTP: {type(exc).__name__}") from None
+
+    async def _probe(self) -> bool:
+        try:
+            answer = await self._request("GET", self._ready_path, [], b"", min(PROBE_SECONDS, self._timeout))
+        except OriginUnavailableError:
+            return False
+        return answer.status == 200
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # Probes must get through when all reads wait, so the limit is ours and not the connector's.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, force_close=False),
+                # No jar: one client's Set-Cookie must never go out with another's request.
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                auto_decompress=False,
+                trust_env=False,
+                max_line_size=64 * 1024,
+                max_field_size=64 * 1024,
+            )
+        return self._session
+
+
+class Readiness:
+    """One probe in flight, shared by all who ask."""
+
+    def __init__(self, probe: Callable[[], Awaitable[bool]], clock: Clock) -> None:
+        self._probe = probe
+        self._clock = clock
+        self._ready_at: float | None = None
+        self._task: asyncio.Task[bool] | None = None
+
+    def is_recent(self) -> bool:
+        """Whether a probe sent shortly before now said ready, and nothing has spoken against it since."""
+        return self._ready_at is not None and self._clock.steady() - self._ready_at <= RECENT_SECONDS
+
+    def doubt(self) -> None:
+        """The origin failed at something: what it said before of its readiness counts no more."""
+        self._ready_at = None
+
+    async def asked_now(self) -> bool:
+        """What a probe sent after this call says."""
+        if self._task is not None:
+            # It was sent before: it proves nothing to this caller.
+            await asyncio.wait([self._task])
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        return await asyncio.shield(self._task)
+
+    async def _run(self) -> bool:
+        sent = self._clock.steady()
+        ready = await self._probe()
+        self._ready_at = sent if ready else None
+        return ready
+
+    def close(self) -> None:
+        """Give up the probe under way."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    chunks = []
+    size = 0
+    async for chunk in response.content.iter_chunked(64 * 1024):
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES:
+            raise ValueError("the origin's answer has no end")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _kept(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
+    named = _named_by_connection(raw)
+    lowered = ((name.lower(), value) for name, value in raw)
+    return tuple((name, value) for name, value in lowered if name not in _HOP_BY_HOP and name not in named)
+
+
+def _forwarded(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    named = _named_by_connection(headers)
+    kept = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower in _HOP_BY_HOP or lower in named or lower in (b"host", b"expect"):
+            continue
+        kept.append((name.decode("ascii"), value.decode("utf-8")))
+    return kept
+
+
+def _named_by_connection(headers: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
+    values = [value for name, value in headers if name.lower() == b"connection"]
+    return {token.strip().lower() for value in values for token in value.split(b",")}

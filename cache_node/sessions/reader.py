@@ -1,0 +1,328 @@
+"""The read path.  The numbers are the README's, and the order is the code's.
+
+    1. find the credential (http/credentials.py)      6. redis tier
+    2. derive the key                                 7. fill lock between nodes (not in this version)
+    3. memory tier                                    8. origin
+    4. join or start the flight                       9. store, and answer every waiter
+    5. take `as_of`
+
+Fence and lease are asked at every hit, after every await, and before every store, with no await in between.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from cache_node.errors import OriginUnavailableError
+from cache_node.feed.clock import Clock
+from cache_node.feed.fence import Fence
+from cache_node.feed.lease import Lease
+from cache_node.feed.position import Position
+from cache_node.sessions.answer import Answer, Tier, Wants
+from cache_node.sessions.credential import Credential
+from cache_node.sessions.entry import Entry, Headers, SessionFacts, credential_ends_at, read_session
+from cache_node.sessions.flight import Flight, Flights
+from cache_node.sessions.keys import Key, KeyRing
+from cache_node.sessions.memory_tier import MemoryTier, Refusal
+from cache_node.sessions.origin import Origin, OriginAnswer
+from cache_node.sessions.redis_tier import RedisTier
+
+REFUSAL_SECONDS = 5.0
+"""How long a believed 401 is given again without asking."""
+ANONYMOUS_SECONDS = 60.0
+"""How long the answer to no credential is given again without asking; no event changes it."""
+
+# What a stored answer repeats of the origin's: everything that says something about the session, and nothing that is
+# bound to one request (Set-Cookie, CORS, dates, tracing).
+REPLAYED_HEADERS = frozenset(
+    b"content-type cache-control vary pragma expires content-language ory-error-id ory-session-cache-for "
+    b"x-kratos-authenticated-identity-id x-content-type-options".split()
+)
+
+_ANONYMOUS = b"anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run of a flight brought: an entry of the redis tier, an answer of the origin, or its failure."""
+
+    source: Literal["redis", "origin", "unavailable"]
+    entry: Entry | None = None
+    """From Redis, or made of the origin's answer where that may be kept."""
+    answer: OriginAnswer | None = None
+    refusal: Refusal | None = None
+    failure: OriginUnavailableError | None = None
+
+
+class Reader:
+    """Answers whose session a credential is.  One per node; belongs to its event loop."""
+
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        memory: MemoryTier,
+        redis: RedisTier,
+        origin: Origin,
+        fence: Fence,
+        lease: Lease,
+        clock: Clock,
+        ttl_seconds: float,
+        stale_if_error_seconds: float,
+        cookie_max_age_seconds: float,
+    ) -> None:
+        self._keys = keys
+        self._memory = memory
+        self._redis = redis
+        self._origin = origin
+        self._fence = fence
+        self._lease = lease
+        self._clock = clock
+        self._ttl = ttl_seconds
+        self._stale_ttl = ttl_seconds + stale_if_error_seconds
+        self._cookie_max_age = cookie_max_age_seconds
+        self._flights: Flights[Outcome] = Flights()
+        self._anonymous: Refusal | None = None
+        self.counts: Counter[str] = Counter()
+        """`rejected_fills` (by the fence or for want of a lease), `missed_events`, `shared_again`."""
+
+    async def read(self, credential: Credential, wants: Wants) -> Answer:
+        """Raises OriginUnavailableError where neither a tier nor the origin has an answer."""
+        keys = self._keys.derive(credential)  # 2
+        name = keys[0].name
+        found = self._look_in_memory(name, wants)  # 3
+        if isinstance(found, Answer):
+            return found
+        ask_origin = wants.no_cache
+        while True:  # 4
+            outcome, joined_before_read = await self._flights.join(
+                name, lambda flight: self._fill(flight, keys, credential), ask_origin=ask_origin
+            )
+            answer = self._answer_from(outcome, joined_before_read, name, wants, found)
+            if answer is not None:
+                return answer
+            # Somebody else's result that is not good enough for this reader: the next run's read begins after it.
+            self.counts["shared_again"] += 1
+            ask_origin = True
+
+    async def read_anonymous(self) -> Answer:
+        """The answer to no credential: the origin's own, asked now and then, and true without it."""
+        known = self._anonymous
+        if known is not None and self._clock.steady() < known.until:
+            return self._from_refusal(known)
+        try:
+            outcome, _ = await self._flights.join(_ANONYMOUS, self._fill_anonymous, ask_origin=False)
+        except OriginUnavailableError:
+            if known is not None:
+                return self._from_refusal(known)
+            raise
+        assert outcome.answer is not None
+        if known is not None and outcome.answer.is_failure:
+            return self._from_refusal(known)
+        return self._from_origin(outcome.answer, "anonymous")
+
+    async def pass_on(self, method: str, target: str, headers: Headers, body: bytes, detail: str) -> Answer:
+        """A request that goes to the origin for itself; `detail` says why."""
+        answer = await self._origin.pass_on(method, target, headers, body)
+        return Answer(answer.status, answer.headers, answer.body, "bypass", detail)
+
+    # 3: the memory tier ---------------------------------------------------------------------------------------------
+
+    def _look_in_memory(self, name: bytes, wants: Wants) -> Answer | str:
+        """An answer, or the word for why there is none."""
+        entry = self._memory.get(name)
+        if entry is None:
+            refusal = self._memory.get_refusal(name)
+            if refusal is not None and wants.is_plain and self._stands(refusal):
+                return self._from_refusal(refusal)
+            return "cold"
+        why_not = self._why_not(entry, wants)
+        return self._from_entry(entry, "memory", "memory") if why_not is None else why_not
+
+    def _why_not(self, entry: Entry, wants: Wants) -> str | None:
+        """None if the entry may be given as a cached answer now, else the word for why not."""
+        now = self._clock.wall()
+        if not self._lease.holds():
+            return "no-lease"
+        if not self._fence.admits(entry):
+            return "fenced"
+        if entry.is_expired(now):
+            return "expired"
+        if wants.no_cache:
+            return "no-cache"
+        if not entry.is_younger_than(self._ttl, now):
+            return "ttl"
+        if wants.max_age_seconds is not None and not entry.is_younger_than(wants.max_age_seconds, now):
+            return "max-age"
+        if wants.min_position is not None and not self._fence.has_applied(wants.min_position):
+            return "min-position"
+        return None
+
+    def _stands(self, refusal: Refusal) -> bool:
+        return (
+            refusal.as_of is not None
+            and self._clock.steady() < refusal.until
+            and self._lease.holds()
+            and self._fence.admits_negative(refusal.as_of)
+        )
+
+    # 4 to 9: one run of a flight ------------------------------------------------------------------------------------
+
+    async def _fill(self, flight: Flight[Outcome], keys: tuple[Key, ...], credential: Credential) -> Outcome:
+        as_of = self._fence.position  # 5
+        if not flight.must_ask_origin:
+            entry = await self._look_in_redis(keys)  # 6
+            if entry is not None and not flight.must_ask_origin:
+                return Outcome("redis", entry=entry)
+        try:
+            answer = await self._origin.read(credential, on_begin=flight.begin_read)  # 8
+            if answer.status == 401 and answer.believed and self._admitted(keys[0].name) is not None:
+                # It contradicts what the feed proves unchanged: believed only if it says so again.
+                answer = await self._origin.read(credential, on_begin=flight.begin_read)
+                self.counts["missed_events"] += answer.status == 401
+        except OriginUnavailableError as exc:
+            return await self._without_origin(keys, Outcome("unavailable", failure=exc))
+        if answer.is_failure:
+            return await self._without_origin(keys, Outcome("origin", answer=answer))
+        facts = read_session(answer.body) if answer.status == 200 else None
+        if answer.status == 200 and facts is None:
+            no_session = OriginUnavailableError("garbage", "the origin answered 200 with something that is no session")
+            return await self._without_origin(keys, Outcome("unavailable", failure=no_session))
+        return self._store(keys[0], credential, as_of, answer, facts)  # 9
+
+    async def _look_in_redis(self, keys: tuple[Key, ...]) -> Entry | None:
+        """An admitted entry, kept in memory by now; anything else is a miss for everybody."""
+        if not self._lease.holds():
+            return None
+        entry = await self._redis.get(keys)
+        if entry is None or self._why_not(entry, Wants()) is not None:
+            return None
+        self._memory.put(keys[0].name, entry)
+        return entry
+
+    async def _without_origin(self, keys: tuple[Key, ...], outcome: Outcome) -> Outcome:
+        """The origin failed: an admitted entry answers, if there is one in either tier."""
+        if self._admitted(keys[0].name) is None:
+            await self._look_in_redis(keys)
+        return outcome
+
+    def _store(
+        self,
+        key: Key,
+        credential: Credential,
+        as_of: Position | None,
+        answer: OriginAnswer,
+        facts: SessionFacts | None,
+    ) -> Outcome:
+        """Keep what may be kept, after asking fence and lease; no await in here."""
+        if answer.status == 401 and answer.believed:
+            return self._store_refusal(key, as_of, answer)
+        entry = self._entry_from(credential, as_of, answer, facts) if facts is not None else None
+        if entry is None:
+            # The newest word of the origin is not an entry: an older one must not be given in its place.
+            if answer.believed:
+                self._forget(key)
+            return Outcome("origin", answer=answer)
+        if not (self._fence.admits(entry) and self._lease.holds()):
+            self.counts["rejected_fills"] += 1
+        elif self._memory.put(key.name, entry):
+            self._redis.put(key, entry)
+        return Outcome("origin", answer=answer, entry=entry)
+
+    def _store_refusal(self, key: Key, as_of: Position | None, answer: OriginAnswer) -> Outcome:
+        self._forget(key)
+        refusal = Refusal(
+            answer.body, _replayed(answer.headers), answer.fetched_at, self._clock.steady() + REFUSAL_SECONDS, as_of
+        )
+        if self._stands(refusal):
+            self._memory.put_refusal(key.name, refusal)
+        return Outcome("origin", answer=answer, refusal=refusal)
+
+    def _forget(self, key: Key) -> None:
+        self._memory.discard(key.name)
+        self._redis.discard(key)
+
+    def _entry_from(
+        self, credential: Credential, as_of: Position | None, answer: OriginAnswer, facts: SessionFacts
+    ) -> Entry | None:
+        """None if the answer must not be kept."""
+        credential_end = credential_ends_at(credential, self._cookie_max_age)
+        if as_of is None or credential_end is None or answer.header(b"set-cookie") is not None:
+            return None
+        return Entry(
+            body=answer.body,
+            headers=_replayed(answer.headers),
+            session_id=facts.session_id,
+            identity_id=facts.identity_id,
+            expires_at=min(facts.expires_at, credential_end),
+            fetched_at=answer.fetched_at,
+            generation=as_of.generation,
+            number=as_of.number,
+        )
+
+    async def _fill_anonymous(self, flight: Flight[Outcome]) -> Outcome:
+        flight.begin_read()
+        answer = await self._origin.read_anonymous()
+        if answer.status == 401:
+            until = self._clock.steady() + ANONYMOUS_SECONDS
+            self._anonymous = Refusal(answer.body, _replayed(answer.headers), answer.fetched_at, until, None)
+        return Outcome("origin", answer=answer)
+
+    # What a waiter may have -----------------------------------------------------------------------------------------
+
+    def _answer_from(
+        self, outcome: Outcome, joined_before_read: bool, name: bytes, wants: Wants, missed: str
+    ) -> Answer | None:
+        """This waiter's answer, judged after it woke up; None if it must join another run."""
+        if outcome.source == "redis":
+            assert outcome.entry is not None
+            if self._why_not(outcome.entry, wants) is None:
+                return self._from_entry(outcome.entry, "redis", "redis")
+            return None
+        if outcome.failure is not None or (outcome.answer is not None and outcome.answer.is_failure):
+            return self._answer_in_outage(outcome, name)
+        assert outcome.answer is not None
+        if joined_before_read or self._may_share(outcome, wants):
+            return self._from_origin(outcome.answer, missed)
+        return None
+
+    def _may_share(self, outcome: Outcome, wants: Wants) -> bool:
+        """Whether an answer of the origin is good for somebody who joined after its read began."""
+        if outcome.refusal is not None:
+            return wants.is_plain and self._stands(outcome.refusal)
+        return outcome.entry is not None and self._why_not(outcome.entry, wants) is None
+
+    def _answer_in_outage(self, outcome: Outcome, name: bytes) -> Answer:
+        entry = self._admitted(name)
+        if entry is not None:
+            return self._from_entry(entry, "stale", "stale-if-error")
+        if outcome.answer is not None:
+            return self._from_origin(outcome.answer, "origin-error")
+        assert outcome.failure is not None
+        raise OriginUnavailableError(outcome.failure.cause, str(outcome.failure))
+
+    def _admitted(self, name: bytes) -> Entry | None:
+        """The entry that the feed proves unchanged, past its TTL too, but never past its session's end."""
+        entry = self._memory.get(name)
+        if entry is None or not (self._lease.holds() and self._fence.admits(entry)):
+            return None
+        now = self._clock.wall()
+        return entry if not entry.is_expired(now) and entry.is_younger_than(self._stale_ttl, now) else None
+
+    def _from_entry(self, entry: Entry, tier: Tier, detail: str) -> Answer:
+        age = entry.age_seconds(self._clock.wall()) or 0.0
+        return Answer(200, entry.headers, entry.body, tier, detail, age)
+
+    def _from_refusal(self, refusal: Refusal) -> Answer:
+        age = max(0.0, self._clock.wall() - refusal.fetched_at)
+        return Answer(401, refusal.headers, refusal.body, "negative", "negative", age)
+
+    def _from_origin(self, answer: OriginAnswer, detail: str) -> Answer:
+        age = max(0.0, self._clock.wall() - answer.fetched_at)
+        return Answer(answer.status, answer.headers, answer.body, "origin", detail, age)
+
+
+def _replayed(headers: Headers) -> Headers:
+    return tuple((name, value) for name, value in headers if name in REPLAYED_HEADERS)

@@ -1,0 +1,143 @@
+"""The redis tier (L2): sealed entries that the nodes of a region share.
+
+A tier that does not answer is a miss, never an error.  Nothing is ever deleted to invalidate it: each reader judges an
+entry by its own fence.  All reads of one event-loop turn are one round trip, and so are all writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from cache_node.feed.names import RedisNames
+from cache_node.feed.redis_client import REDIS_ERRORS, build_client
+from cache_node.sessions.entry import Entry
+from cache_node.sessions.keys import Key
+from cache_node.sessions.sealing import seal, unseal
+
+TIMEOUT_SECONDS = 0.25
+"""A tier slower than this is not worth waiting for: the origin is asked."""
+MAX_KEYS_A_READ = 128
+"""10,000 keys in one command would hold the server for 9 ms."""
+MAX_CONNECTIONS = 8
+MAX_PENDING_WRITES = 1024
+
+
+class RedisTier:
+    """`get`/`put` of one key prefix.  `lifetime_seconds` is min(TTL, fence window): what is older is below the floor."""
+
+    def __init__(self, url: str, names: RedisNames, *, lifetime_seconds: float) -> None:
+        self._client = build_client(url, timeout_seconds=TIMEOUT_SECONDS, max_connections=MAX_CONNECTIONS)
+        self._names = names
+        self._lifetime_ms = max(1, round(lifetime_seconds * 1000))
+        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._reads: dict[bytes, asyncio.Future[bytes | None]] = {}
+        self._writes: dict[bytes, bytes | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.counts: Counter[str] = Counter()
+        """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`."""
+
+    async def aclose(self) -> None:
+        """Finish the writes under way, then close the connections."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_SECONDS)
+        await self._client.aclose()
+
+    async def get(self, keys: Sequence[Key]) -> Entry | None:
+        """The entry under the first of the keys that has one; None if there is none or Redis does not answer."""
+        futures = [self._read(self._names.entry(key.name)) for key in keys]
+        values = await asyncio.gather(*futures)
+        for key, value in zip(keys, values, strict=True):
+            if value is None:
+                continue
+            entry = unseal(key, value)
+            if entry is not None:
+                return entry
+            self.counts["unreadable"] += 1
+        return None
+
+    def put(self, key: Key, entry: Entry) -> None:
+        """Keep the entry; written behind, at the end of this turn of the loop, or dropped if Redis is away."""
+        self._write(self._names.entry(key.name), seal(key, entry))
+
+    def discard(self, key: Key) -> None:
+        """Take away what the origin has contradicted; for economy, no reader relies on it."""
+        self._write(self._names.entry(key.name), None)
+
+    def _read(self, name: bytes) -> asyncio.Future[bytes | None]:
+        future = self._reads.get(name)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            if not self._reads:
+                loop.call_soon(self._send_reads)
+            future = self._reads[name] = loop.create_future()
+        return future
+
+    def _send_reads(self) -> None:
+        reads, self._reads = list(self._reads.items()), {}
+        for start in range(0, len(reads), MAX_KEYS_A_READ):
+            self._spawn(self._read_batch(dict(reads[start : start + MAX_KEYS_A_READ])))
+
+    async def _read_batch(self, reads: dict[bytes, asyncio.Future[bytes | None]]) -> None:
+        self.counts["reads"] += len(reads)
+        values = await self._call(lambda: self._client.mget(list(reads)))
+        for future, value in zip(reads.values(), values or [None] * len(reads), strict=True):
+            if not future.done():
+                future.set_result(value)
+
+    def _write(self, name: bytes, value: bytes | None) -> None:
+        if len(self._writes) >= MAX_PENDING_WRITES:
+            self.counts["dropped_writes"] += 1
+            return
+        if not self._writes:
+            asyncio.get_running_loop().call_soon(self._send_writes)
+        self._writes[name] = value
+
+    def _send_writes(self) -> None:
+        if len(self._tasks) >= MAX_PENDING_WRITES:
+            self.counts["dropped_writes"] += len(self._writes)
+            self._writes = {}
+            return
+        writes, self._writes = self._writes, {}
+        self._spawn(self._write_batch(writes))
+
+    async def _write_batch(self, writes: dict[bytes, bytes | None]) -> None:
+        async def send() -> list[Any]:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for name, value in writes.items():
+                    if value is None:
+                        pipe.unlink(name)
+                    else:
+                        pipe.set(name, value, px=self._lifetime_ms)
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        done = await self._call(send)
+        self.counts["dropped_writes" if done is None else "writes"] += len(writes)
+
+    async def _call(self, send: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The reply, or None.  Repeated once, on a new connection, if the old one turned out to be broken."""
+        self.counts["round_trips"] += 1
+        with contextlib.suppress(*REDIS_ERRORS):
+            async with self._connections:
+                try:
+                    async with asyncio.timeout(TIMEOUT_SECONDS):
+                        return await send()
+                except RedisTimeoutError:
+                    raise
+                except RedisConnectionError:
+                    async with asyncio.timeout(TIMEOUT_SECONDS):
+                        return await send()
+        self.counts["failures"] += 1
+        return None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,1 @@
+"""Whoever puts events into a feed.  Needs the base install only."""

@@ -1,0 +1,132 @@
+"""Proof that every live node has applied a position, or has stopped serving from cache.
+
+The registry counts only in exactly the generation that the event was published in, and only once a node has followed
+that generation for longer than the longest lease (a promoted, flushed or empty server knows nobody).  Otherwise the
+receipt completes when the longest lease has passed since the publish was acknowledged: whoever holds a lease then has
+confirmed a feed state that contains the event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from cache_node.errors import FeedUnavailableError
+from cache_node.feed.position import Position
+from cache_node.feed.registry import Record, RegistryReading, RegistryWatch
+
+NodeState = Literal["applied", "lease_expired", "pending"]
+
+FIRST_POLL_SECONDS = 0.001
+LAST_POLL_SECONDS = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptNode:
+    """One process that may answer from a cache, and whether it still may give the old answer."""
+
+    node_id: str
+    region: str
+    state: NodeState
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """`dead_everywhere`: no request begun after this receipt gets the old answer on any node of the region."""
+
+    position: Position
+    dead_everywhere: bool
+    elapsed_seconds: float
+    nodes: tuple[ReceiptNode, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape that `POST /invalidations?wait=true` answers."""
+        nodes = [{"node_id": n.node_id, "region": n.region, "state": n.state} for n in self.nodes]
+        return {
+            "position": str(self.position),
+            "receipt": {
+                "dead_everywhere": self.dead_everywhere,
+                "elapsed_seconds": round(self.elapsed_seconds, 6),
+                "nodes": nodes,
+            },
+        }
+
+
+class RegistryLog(Protocol):
+    """What waiting for a receipt needs of the feed."""
+
+    async def ask_registry(self, shown_generation: int) -> RegistryReading:
+        """The registry, by a script that writes; raises FeedUnavailableError."""
+
+
+class ReceiptWait:
+    """Judges readings of the registry for one published position; decides, and does no I/O.
+
+    `acknowledged_at` is when the publish was acknowledged, on the waiter's monotonic clock as all times here.
+    `watch` is kept from receipt to receipt, so that a node that died long ago is waited for once.
+    """
+
+    def __init__(self, position: Position, acknowledged_at: float, max_staleness_seconds: float, watch: RegistryWatch):
+        self._position = position
+        self._acknowledged_at = acknowledged_at
+        self._longest_lease = max_staleness_seconds
+        self._watch = watch
+        self.nodes: tuple[ReceiptNode, ...] = ()
+
+    def is_complete(self, reading: RegistryReading, sent: float, received: float) -> bool:
+        """Take a reading that was asked for at `sent`; True once the old answer is dead everywhere."""
+        still = self._watch.observe(reading, sent, received)
+        for record in reading.records:
+            self._longest_lease = max(self._longest_lease, record.max_staleness_seconds)
+        outlived = self.has_outlived_leases(sent)
+        countable = (
+            reading.generation == self._position.generation
+            and reading.followed_seconds >= self._longest_lease
+            and bool(reading.records)
+            and not reading.unreadable
+        )
+        self.nodes = tuple(
+            ReceiptNode(r.node_id, r.region, self._state(r, still[r.field_name], outlived)) for r in reading.records
+        )
+        return outlived or (countable and all(node.state != "pending" for node in self.nodes))
+
+    def has_outlived_leases(self, now: float) -> bool:
+        """Whether every lease that was granted before the publish was acknowledged has run out."""
+        return now - self._acknowledged_at >= self._longest_lease
+
+    def _state(self, record: Record, still_seconds: float, outlived: bool) -> NodeState:
+        applied = record.applied
+        if applied.generation == self._position.generation and applied.number >= self._position.number:
+            return "applied"
+        if outlived or still_seconds >= record.max_staleness_seconds:
+            return "lease_expired"
+        return "pending"
+
+
+async def wait_for_receipt(
+    log: RegistryLog,
+    position: Position,
+    *,
+    started_at: float,
+    acknowledged_at: float,
+    max_staleness_seconds: float,
+    timeout_seconds: float,
+    watch: RegistryWatch,
+) -> Receipt:
+    """Poll the registry until the receipt is complete or `timeout_seconds` have passed since `acknowledged_at`."""
+    waiting = ReceiptWait(position, acknowledged_at, max_staleness_seconds, watch)
+    pause = FIRST_POLL_SECONDS
+    while True:
+        sent = time.monotonic()
+        try:
+            reading = await log.ask_registry(position.generation)
+            complete = waiting.is_complete(reading, sent, time.monotonic())
+        except FeedUnavailableError:
+            complete = waiting.has_outlived_leases(sent)
+        now = time.monotonic()
+        if complete or now - acknowledged_at >= timeout_seconds:
+            return Receipt(position, complete, now - started_at, waiting.nodes)
+        await asyncio.sleep(min(pause, max(0.0, acknowledged_at + timeout_seconds - now)))
+        pause = min(pause * 2, LAST_POLL_SECONDS)
