@@ -32,13 +32,13 @@ from cache_node.feed.registry import Membership
 from cache_node.http.errors import error_body
 from cache_node.http.health import Health
 from cache_node.http.server import HttpServer, bind
-from cache_node.http.whoami import Receive, Scope, Send, Whoami
+from cache_node.http.whoami import Whoami
 from cache_node.ops.admin import admin_app
 from cache_node.ops.components import Components
 from cache_node.ops.metrics import Metrics
 from cache_node.sessions.keys import KeyRing
 from cache_node.sessions.memory_tier import MemoryTier
-from cache_node.sessions.origin import WHOAMI_PATH, Origin
+from cache_node.sessions.origin import Origin
 from cache_node.sessions.reader import Reader
 from cache_node.sessions.redis_tier import RedisTier
 from cache_node.sources.publisher import AsyncPublisher
@@ -91,9 +91,9 @@ class Node:
         self._stack.push_async_callback(parts.follower.leave)
         following = asyncio.create_task(self._follow(parts.follower))
         self._stack.push_async_callback(_cancel, following)
-        self._whoami = Whoami(parts.reader, parts.stats, settings.session_cookie)
         health = Health(parts.follower, lambda: self._draining)
-        self.public_url = await self._listen(_PublicApp(self._whoami, health), public)
+        self._whoami = Whoami(parts.reader, parts.stats, settings.session_cookie, _router(health))
+        self.public_url = await self._listen(self._whoami, public)
         self.admin_url = await self._listen(admin_app(parts), admin)
 
     async def stop(self) -> None:
@@ -178,38 +178,24 @@ class Node:
         while True:
             try:
                 await follower.run()
-            except Exception:  # noqa: BLE001  # a bug here must cost hits, not the node: the lease runs out by itself
+            except Exception:  # a bug here must cost hits, not the node: the lease runs out by itself
                 logger.exception("feed: the follower failed and starts again")
             await asyncio.sleep(_RESTART_SECONDS)
 
     async def _listen(self, app: Any, sock: Any) -> str:
         server = HttpServer(app, sock, drain_seconds=DRAIN_SECONDS)
+        self._stack.push_async_callback(server.drain)
         await server.start()
-        self._stack.push_async_callback(server.stop)
-        host, port = sock.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"http://{server.address}"
 
 
-class _PublicApp:
-    """The public port: the one raw path in front of the router that has the rest."""
-
-    def __init__(self, whoami: Whoami, health: Health) -> None:
-        self._whoami = whoami
-        methods = ["GET", "HEAD"]
-        self._router = Starlette(
-            routes=[
-                Route("/health/alive", health.alive, methods=methods),
-                Route("/health/ready", health.ready, methods=methods),
-                Route("/health/fresh", health.fresh, methods=methods),
-            ],
-            exception_handlers={404: _http_error, 405: _http_error},
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == WHOAMI_PATH:
-            await self._whoami(scope, receive, send)
-        else:
-            await self._router(scope, receive, send)
+def _router(health: Health) -> Starlette:
+    """What the public port answers besides whoami."""
+    endpoints = {"alive": health.alive, "ready": health.ready, "fresh": health.fresh}
+    return Starlette(
+        routes=[Route(f"/health/{name}", ask, methods=["GET", "HEAD"]) for name, ask in endpoints.items()],
+        exception_handlers={404: _http_error, 405: _http_error},
+    )
 
 
 def _http_error(_request: Request, exc: Exception) -> Response:

@@ -33,7 +33,7 @@ DEFAULT_MAXMEMORY_BYTES = 512 * 1024 * 1024
 
 _ATTEMPTS = 5  # another process may take a free port before the server binds it
 _POLL_SECONDS = 0.005
-_REPLY_SECONDS = 1.0
+_REPLY_SECONDS = 0.25
 _LOG_BYTES = 65536
 _LOG_PREFIX = re.compile(r"^\d+:[A-Z] .{10,30}? [.*#-] ")  # 4711:M 24 Nov 2026 20:31:48.047 #
 

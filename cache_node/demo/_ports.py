@@ -1,10 +1,11 @@
-"""The two HTTP ports of the demo origin: routes, and what every answer of a port has in common."""
+"""The two HTTP ports of the demo origin: routing, and what every answer of a port has in common."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
@@ -20,11 +21,9 @@ from cache_node.demo.wire import (
     WireResponse,
     bad_request,
     encode,
-    unauthorized,
 )
 
-Endpoint = Callable[[Request], Awaitable["Answer"]]
-Table = Sequence[tuple[str, str, Endpoint]]
+Endpoint = Callable[[Request], Awaitable["Answer | Response"]]
 
 _CACHE_CONTROL = ("Cache-Control", "private, no-cache, no-store, must-revalidate")
 _CORS_ALLOWED_HEADERS = frozenset(
@@ -68,18 +67,17 @@ class Port:
             try:
                 if not self.is_ready and not survives_outage:
                     raise Refusal(500, "failed to connect to the database")
-                return self.respond(request, await endpoint(request))
+                answer = await endpoint(request)
             except Refusal as refusal:
-                return self.refuse(request, refusal)
+                return self._refuse(request, refusal)
+            return answer if isinstance(answer, Response) else self._respond(request, answer)
 
         self.app.router.routes.append(Route(path, handle, methods=methods.split()))
 
-    def respond(self, request: Request, answer: Answer) -> Response:
-        """The response for `answer`, with the headers that all answers of this port have."""
+    def _respond(self, request: Request, answer: Answer) -> Response:
         return WireResponse(answer.status, [_CACHE_CONTROL, *self._common(request), *answer.headers], answer.body)
 
-    def refuse(self, request: Request, refusal: Refusal) -> Response:
-        """The response for `refusal`."""
+    def _refuse(self, request: Request, refusal: Refusal) -> Response:
         headers = [_CACHE_CONTROL, *self._common(request), *refusal.headers, ("Content-Type", "application/json")]
         return WireResponse(refusal.status, headers, refusal.body(request.headers.get("x-request-id")))
 
@@ -94,9 +92,7 @@ class Port:
         return headers
 
     def _preflight(self, request: Request) -> Response:
-        headers: Headers = [
-            ("Vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
-        ]
+        headers: Headers = [("Vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")]
         asked = request.headers.get("access-control-request-headers", "")
         names = {name.strip().lower() for name in asked.split(",") if name.strip()}
         method = request.headers["access-control-request-method"]
@@ -106,6 +102,40 @@ class Port:
             if asked:
                 headers.append(("Access-Control-Allow-Headers", asked))
         return WireResponse(204, headers)
+
+
+async def read_form(request: Request) -> Json:
+    """The fields of a JSON object or of an HTML form."""
+    body = await request.body()
+    if not body:
+        raise bad_request('Unable to decode HTTP Request Body because its HTTP Header "Content-Length" is zero.')
+    if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return dict(parse_qsl(body.decode()))
+    form = await read_json(request)
+    if not isinstance(form, dict):
+        raise bad_request("The body is no JSON object.")
+    return form
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON, whatever it is."""
+    try:
+        return json.loads(await request.body())
+    except ValueError:
+        raise bad_request("The body is no JSON.") from None
+
+
+def redirect(status: int, location: str, phrase: str, headers: Headers | None = None) -> Response:
+    """A redirect as Go's net/http writes it."""
+    body = f'<a href="{location}">{phrase}</a>.\n\n'.encode()
+    own = [("Content-Type", "text/html; charset=utf-8"), ("Location", location)]
+    return WireResponse(status, [*own, *(headers or [])], body)
+
+
+def page_not_found(headers: Headers | None = None) -> Response:
+    """The 404 of Go's router."""
+    own = [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff")]
+    return WireResponse(404, [*own, *(headers or [])], b"404 page not found\n")
 
 
 def _cors(origin: str) -> Headers:

@@ -42,10 +42,13 @@ class Identity:
     state: str = "active"
     available_aal: str = "aal1"
     created_at: int = field(default_factory=_now)
-    updated_at: int = field(default_factory=_now)
-    state_changed_at: int = field(default_factory=_now)
+    updated_at: int = field(init=False)
+    state_changed_at: int = field(init=False)
     address_ids: tuple[str, str] = field(default_factory=lambda: (_new_id(), _new_id()))
-    address_created_at: int = field(default_factory=_now)
+    address_created_at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.updated_at = self.state_changed_at = self.address_created_at = self.created_at
 
     @property
     def email(self) -> str:
@@ -65,8 +68,8 @@ class Session:
     active: bool = True
     aal: str = "aal1"
     issued_at: int = field(default_factory=_now)
-    expires_at: int = 0
-    methods: list[Json] = field(default_factory=list)
+    expires_at: int = field(init=False)
+    methods: list[Json] = field(init=False)
 
     def __post_init__(self) -> None:
         self.expires_at = self.issued_at + self.lifespan
@@ -197,7 +200,10 @@ class Accounts:
 
     def show_identity(self, identity: Identity) -> Json:
         """The identity as whoami and login show it."""
-        created = {"created_at": timestamp(identity.address_created_at), "updated_at": timestamp(identity.address_created_at)}
+        created = {
+            "created_at": timestamp(identity.address_created_at),
+            "updated_at": timestamp(identity.address_created_at),
+        }
         verifiable, recovery = identity.address_ids
         email = identity.email
         return {

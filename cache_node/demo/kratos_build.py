@@ -34,7 +34,8 @@ Progress = Callable[[str], None]
 
 def print_progress(line: str) -> None:
     """Write one line to stderr, where progress goes."""
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def default_build_directory() -> Path:
@@ -130,9 +131,10 @@ async def _build(go: str, directory: Path, binary: Path, progress: Progress) -> 
         start_new_session=True,
     )
     started = time.monotonic()
+    last = ""
     try:
-        assert process.stderr is not None
-        last = await _follow(process.stderr, directory / "build.log", progress)
+        if process.stderr is not None:  # it is: it was asked for
+            last = await _follow(process.stderr, directory / "build.log", progress)
         status = await process.wait()
     finally:
         with contextlib.suppress(ProcessLookupError):

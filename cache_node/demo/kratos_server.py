@@ -46,9 +46,9 @@ class KratosServer(SessionApi):
     """Kratos v1.3.1 with password, TOTP and codes, CORS for `CORS_ORIGIN` and the tokenizer template `jwt1`.
 
     `build_directory` holds the binary between runs (None: see `kratos_build.default_build_directory`);
-    `lifespan_seconds` is that of sessions and cookies.  The object belongs to no event loop, but `start` and `start_database` must be
-    called in a thread that outlives the server, as the main thread does (see `_children`).  Its processes end with this
-    one, even by SIGKILL; its directory is removed by `stop` and at every normal exit.
+    `lifespan_seconds` is that of sessions and cookies.  The object belongs to no event loop, but `start` and
+    `start_database` must be called in a thread that outlives the server, as the main thread does (see `_children`).
+    Its processes end with this one, even by SIGKILL; its directory is removed by `stop` and at every normal exit.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class KratosServer(SessionApi):
         """Return when `/health/ready` says 200; CacheNodeError after `timeout_seconds`."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                while not await self.is_ready():
+                while not await self.is_ready():  # noqa: ASYNC110  # another process: there is no event to wait for
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise CacheNodeError(f"Kratos not ready after {timeout_seconds:.0f} s: {last_line(self._log)}") from None

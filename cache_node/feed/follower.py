@@ -64,6 +64,7 @@ class Follower:
         self._confirmed_at: float | None = None
         self._nodes = 1
         self._woken = asyncio.Event()
+        self._begun = asyncio.Event()
         self._left = False
         self.attempted = asyncio.Event()
         """Set once the first confirm has succeeded or failed."""
@@ -127,7 +128,7 @@ class Follower:
             # An unreadable entry raises the floor to itself, so what may be missing before it does not matter.
             if entry.events is not None and entry.number - len(entry.events) != number:
                 return self._reset(reply.end, "gap")
-            self._fence.apply(entry.number, entry.events)
+            self._fence.apply(Position(applied.generation, entry.number), entry.events)
             number = entry.number
             self.counts["events"] += len(entry.events or ())
         self._fence.forget_old()
@@ -143,6 +144,7 @@ class Follower:
         self._confirmed_at = None
         self._fence.reset(end)
         self._phase = phase
+        self._begun.set()
         self._followed_since = self._clock.steady()
         return True
 
@@ -243,7 +245,7 @@ class Follower:
         while not self._left:
             applied = self._fence.position
             if applied is None:
-                await asyncio.sleep(self._pace / 10)
+                await self._begun.wait()
                 continue
             if applied.generation != generation:
                 generation, heard_to = applied.generation, applied
@@ -263,8 +265,7 @@ class Follower:
                 self.hear(heard)
 
     async def _replay_once(self) -> None:
-        while self._fence.position is None:
-            await asyncio.sleep(self._pace / 10)
+        await self._begun.wait()
         with contextlib.suppress(FeedUnavailableError):
             await self.replay()
         self.replay_done = True

@@ -75,7 +75,7 @@ class RedisLog:
                 await client.aclose()
 
     async def append(self, entries: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
-        """Write the events as one feed entry; returns the position of the last one.  Once: repeating is the caller's."""
+        """Write the events as one feed entry, once; returns the position of the last one.  Repeating is the caller's."""
         args = [shown_generation, events.encode(source, entries), len(entries), retain]
         async with self._call("publishing"):
             reply = await run_script(self._client, scripts.APPEND, [self._names.generation, self._names.feed], args)
@@ -99,10 +99,10 @@ class RedisLog:
     async def _confirm_once(self, applied: Position | None, args: list[Any]) -> tuple[list[bytes], list[Any]]:
         keys = [self._names.generation, self._names.feed, self._names.nodes]
         async with self._client.pipeline(transaction=True) as pipe:
-            pipe.evalsha(scripts.CONFIRM.sha, len(keys), *keys, *args)
+            _ = pipe.evalsha(scripts.CONFIRM.sha, len(keys), *keys, *args)
             if applied is not None:
                 last = f"{applied.generation}-18446744073709551615"
-                pipe.xrange(self._names.feed, f"({applied}", last, count=PAGE_ENTRIES)
+                _ = pipe.xrange(self._names.feed, f"({applied}", last, count=PAGE_ENTRIES)
             replies = await pipe.execute()
         return replies[0], replies[1] if applied is not None else []
 
@@ -110,7 +110,7 @@ class RedisLog:
         if self._blocked is None:
             self._blocked = build_client(self._url, timeout_seconds=block_seconds + self._timeout)
         try:
-            reply = await self._blocked.xread(
+            reply: Any = await self._blocked.xread(
                 {self._names.feed: str(after)}, count=PAGE_ENTRIES, block=max(1, int(block_seconds * 1000))
             )
         except REDIS_ERRORS as exc:
@@ -119,7 +119,9 @@ class RedisLog:
 
     async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
         async with self._call("replaying the feed"):
-            rows = await self._client.xrevrange(self._names.feed, str(before), f"{before.generation}-0", count=count)
+            rows: Any = await self._client.xrevrange(
+                self._names.feed, str(before), f"{before.generation}-0", count=count
+            )
         return tuple(_entry(row)[1] for row in rows)
 
     async def ask_registry(self, shown_generation: int) -> RegistryReading:

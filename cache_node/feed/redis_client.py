@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -24,10 +24,12 @@ REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) -> Redis:
     """A client that connects on first use; the owner closes it with `aclose()`.
 
-    `timeout_seconds` bounds the connect and every wait for a reply: for a blocked read it must exceed the block.
+    `timeout_seconds` bounds the connect, every wait for a reply (for a blocked read it must exceed the block), and the
+    wait for one of `max_connections` to be free: a plain pool refuses instead of waiting.
     """
-    return Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        timeout=timeout_seconds,
         socket_timeout=timeout_seconds,
         socket_connect_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
@@ -38,6 +40,7 @@ def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) 
         health_check_interval=0,
         driver_info=None,
     )
+    return Redis.from_pool(pool)
 
 
 async def run_script(client: Redis, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:

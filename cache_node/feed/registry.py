@@ -1,7 +1,7 @@
 """The nodes registry: who may be answering from a cache, up to where it has applied the feed, and until when.
 
-A record is `generation number max_staleness_µs count region`, under the field `node_id incarnation`.  The incarnation is
-new for every process, so that two processes that were given one node id by mistake do not hide each other.  `count`
+A record is `generation number max_staleness_µs count region`, under the field `node_id incarnation`.  The incarnation
+is new for every process, so that two processes that were given one node id by mistake do not hide each other.  `count`
 rises with every confirm: a record that stands still for `max_staleness` by the *reader's* monotonic clock has no lease
 any more, whatever the clocks of servers and nodes say.
 """
@@ -75,7 +75,9 @@ class RegistryReading:
     unreadable: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, generation: bytes, number: bytes, followed_us: bytes, rows: Mapping[bytes, bytes]) -> RegistryReading:
+    def parse(
+        cls, generation: bytes, number: bytes, followed_us: bytes, rows: Mapping[bytes, bytes]
+    ) -> RegistryReading:
         parsed = {name: Record.parse(name, raw) for name, raw in rows.items()}
         return cls(
             generation=int(generation),

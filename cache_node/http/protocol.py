@@ -7,12 +7,14 @@ or time here; the application reads them, or ignores them.
 from __future__ import annotations
 
 import asyncio
-import http
-import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from cache_node.http.errors import error_body
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -43,9 +45,21 @@ class _Refused(Exception):
         self.message = message
 
 
-_TOO_LARGE = (431, f"The request head is larger than {HEAD_BYTES} bytes")
-_NO_HOST = (400, "The request needs exactly one Host header")
-_MALFORMED = (400, "The request is not valid HTTP")
+_TOO_LARGE = (431, f"The request head is larger than {HEAD_BYTES} bytes.")
+_NO_HOST = (400, "The request needs exactly one Host header.")
+_MALFORMED = (400, "The request is not valid HTTP.")
+
+
+class _OrderlyFlow(FlowControl):
+    """Reads no more while pipelined requests wait, however often uvicorn asks for the body of the one that runs."""
+
+    def __init__(self, transport: asyncio.Transport, is_full: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._is_full = is_full
+
+    def resume_reading(self) -> None:
+        if not self._is_full():
+            super().resume_reading()
 
 
 class LimitedHttpToolsProtocol(HttpToolsProtocol):
@@ -66,6 +80,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._phase = _BETWEEN
         self._running: RequestResponseCycle | None = None  # whose answer is next, or was last, on the wire
         self._deaf = False  # whatever arrives now is of no interest
+        self._unread = b""  # waits until the pipelined requests before it have been answered
         self._timer: asyncio.TimerHandle | None = None  # of a head under way, or of the end after a refusal
         # Bytes since the head under way began, or since the last byte of a body.  A head owns all of the piece that it
         # begins; of a piece in which it comes behind another request its share is unknown, and counts as none.
@@ -78,18 +93,30 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _OrderlyFlow(transport, self._is_full)
         self._timer = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._unset_keepalive_if_required()
+        if self._running is not None:  # uvicorn tells only the newest of several pipelined requests
+            _disconnect(self._running)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._unread:
+            self._unread += data
+        else:
+            self._feed_pieces(data)
+
+    def _feed_pieces(self, data: bytes) -> None:
         if len(data) <= _PIECE_BYTES:
             self._feed(data)
         else:
             for start in range(0, len(data), _PIECE_BYTES):
+                if self.pipeline:  # a read of nothing but small requests would become thousands of waiting ones
+                    self._unread = data[start:]
+                    break
                 self._feed(data[start : start + _PIECE_BYTES])
         self._watch_head()
 
@@ -173,9 +200,18 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._unread and not self.pipeline:
+            data, self._unread = self._unread, b""
+            self._feed_pieces(data)
+        self.flow.resume_reading()
         if self._phase == _HEAD and not self._is_answer_due():
             self._unset_keepalive_if_required()
             self._watch_head()
+
+    def _is_full(self) -> bool:
+        return bool(self.pipeline or self._unread)
 
     def _is_answer_due(self) -> bool:
         return self._running is not None and not self.cycle.response_complete
@@ -216,8 +252,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
     def _withdraw(self) -> RequestResponseCycle:
         """Takes back the request whose body turned out to be broken; its application sees a disconnect."""
         refused = self.cycle
-        refused.disconnected = True
-        refused.message_event.set()
+        _disconnect(refused)
         if self._running is None or self._running is refused:
             self._running = None
         else:
@@ -233,8 +268,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _error_answer(self, status: int, message: str) -> bytes:
-        error = {"code": status, "status": http.HTTPStatus(status).phrase, "message": message}
-        body = json.dumps({"error": error}, separators=(",", ":")).encode() + b"\n"
+        body = error_body(status, message)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
@@ -246,3 +280,9 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
     def _is_head_request(self) -> bool:
         return self._phase != _BETWEEN and bool(self.url) and self.parser.get_method() == b"HEAD"
+
+
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    """Its application is told that the client is gone, and may write no more."""
+    cycle.disconnected = True
+    cycle.message_event.set()

@@ -1,6 +1,6 @@
 """`/sessions/whoami` as a raw ASGI application: the one request that must be fast stands in front of the router.
 
-Everything that is not plain goes to the origin for itself; this module alone decides what is plain, and writes statuses.
+Everything that is not plain goes to the origin for itself; this module alone decides what is, and writes statuses.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import orjson
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.position import Position
 from cache_node.http.credentials import ANONYMOUS, extract
-from cache_node.sessions.credential import Credential
 from cache_node.http.errors import error_body
 from cache_node.sessions.answer import Answer, Wants
+from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
 from cache_node.sessions.origin import WHOAMI_PATH
 from cache_node.sessions.reader import Reader
@@ -33,6 +33,7 @@ RETRY_AFTER_SECONDS = 1
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MAX_AGE = re.compile(rb"max-age=\"?(\d{1,9})\"?", re.ASCII)
 # The shape in which herodot writes an error, up to where it puts the request's id.
@@ -47,9 +48,13 @@ class Observer(Protocol):
 
 
 class Whoami:
-    """The ASGI application for the one path; `session_cookie` is the cookie's name."""
+    """The public port's ASGI application: it answers the one path, and `otherwise` has all the rest.
 
-    def __init__(self, reader: Reader, observer: Observer, session_cookie: str) -> None:
+    `session_cookie` is the cookie's name.
+    """
+
+    def __init__(self, reader: Reader, observer: Observer, session_cookie: str, otherwise: App) -> None:
+        self._otherwise = otherwise
         self._reader = reader
         self._observer = observer
         self._session_cookie = session_cookie.encode()
@@ -57,6 +62,9 @@ class Whoami:
         """Tasks of the requests that wait for something."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != WHOAMI_PATH:
+            await self._otherwise(scope, receive, send)
+            return
         begun = time.perf_counter()
         task = asyncio.current_task()
         if task is not None:

@@ -11,7 +11,7 @@ from cache_node.feed.events import MAX_ID_BYTES, normalise_id
 from cache_node.sessions.credential import Credential, cookie_minted_at
 
 EXPIRY_MARGIN_SECONDS = 1.0
-"""An entry ends this much before the session does, for clocks that differ: then it is a miss, and the origin decides."""
+"""An entry ends this much before its session, for clocks that differ: then it is a miss, and the origin decides."""
 CLOCK_TOLERANCE_SECONDS = 1.0
 """An entry may come from a neighbour whose wall clock is ahead by this much; more is an unknown age."""
 

@@ -24,7 +24,7 @@ class Flight(Generic[T]):
         self.read_begun = False
         self.must_ask_origin = False
         """Set by a joiner who does not want the tiers' answer; heeded until the read has begun."""
-        self.task: asyncio.Task[T] | None = None
+        self.task: asyncio.Task[T]
 
     def begin_read(self) -> None:
         """Who joins from now on was not there before the read."""
@@ -51,7 +51,6 @@ class Flights(Generic[T]):
             flight.task = asyncio.create_task(self._run(name, flight, fill))
         joined_before_read = not flight.read_begun
         flight.must_ask_origin |= ask_origin
-        assert flight.task is not None
         return await asyncio.shield(flight.task), joined_before_read
 
     async def _run(self, name: bytes, flight: Flight[T], fill: Callable[[Flight[T]], Awaitable[T]]) -> T:

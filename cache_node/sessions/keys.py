@@ -1,8 +1,8 @@
 """From a credential to the name of its entry and the key that seals it; neither leads back to the credential.
 
 BLAKE2b takes a key of 64 bytes at most, so the hashing key is BLAKE2b-256(secret, person=`cache-node`), for secrets of
-any length.  BLAKE2b-512 over kind and credential, each behind its length, gives 64 bytes: the first half names the entry,
-the second seals it.  Who reads Redis learns nothing and can forge nothing without the credential itself.
+any length.  BLAKE2b-512 over kind and credential, each behind its length, gives 64 bytes: the first half names the
+entry, the second seals it.  Who reads Redis learns nothing and can forge nothing without the credential itself.
 """
 
 from __future__ import annotations

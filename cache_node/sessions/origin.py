@@ -74,9 +74,7 @@ class Origin:
     `ready_path` empty: the origin has no readiness to ask.
     """
 
-    def __init__(
-        self, url: str, clock: Clock, *, timeout_seconds: float, concurrency: int, ready_path: str
-    ) -> None:
+    def __init__(self, url: str, clock: Clock, *, timeout_seconds: float, concurrency: int, ready_path: str) -> None:
         self._base = url.rstrip("/")
         self._clock = clock
         self._timeout = timeout_seconds
@@ -108,7 +106,9 @@ class Origin:
         """What it says to those who present nothing; that 401 is true in an outage too."""
         return await self._ask("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
 
-    async def pass_on(self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> OriginAnswer:
+    async def pass_on(
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> OriginAnswer:
         """One client's request for that client alone, with all its headers but hop-by-hop ones."""
         return await self._believed(method, target, _forwarded(headers), body, lambda: None)
 
@@ -135,9 +135,7 @@ class Origin:
         if answer.is_failure and self._readiness is not None:
             self._readiness.doubt()
 
-    async def _ask(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> OriginAnswer:
+    async def _ask(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> OriginAnswer:
         async with self._slot():
             begun = self._clock.steady()
             outcome = "error"

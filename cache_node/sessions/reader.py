@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
@@ -26,8 +25,8 @@ from cache_node.sessions.entry import Entry, Headers, SessionFacts, credential_e
 from cache_node.sessions.flight import Flight, Flights
 from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.memory_tier import MemoryTier, Refusal
-from cache_node.sessions.origin import Origin, OriginAnswer
-from cache_node.sessions.redis_tier import RedisTier
+from cache_node.sessions.origin import OriginAnswer
+from cache_node.sessions.ports import SessionOrigin, SharedTier
 
 REFUSAL_SECONDS = 5.0
 """How long a believed 401 is given again without asking."""
@@ -41,19 +40,32 @@ REPLAYED_HEADERS = frozenset(
     b"x-kratos-authenticated-identity-id x-content-type-options".split()
 )
 
-_ANONYMOUS = b"anonymous"
+
+@dataclass(frozen=True, slots=True)
+class FromRedis:
+    """A run ended in the redis tier, with an entry that was admitted then."""
+
+    entry: Entry
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run of a flight brought: an entry of the redis tier, an answer of the origin, or its failure."""
+class FromOrigin:
+    """The origin answered; `entry` or `refusal` is what its answer makes, where that may be kept."""
 
-    source: Literal["redis", "origin", "unavailable"]
+    answer: OriginAnswer
     entry: Entry | None = None
-    """From Redis, or made of the origin's answer where that may be kept."""
-    answer: OriginAnswer | None = None
     refusal: Refusal | None = None
-    failure: OriginUnavailableError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfOrder:
+    """The origin could not do its work; `answer` is its 429 or 5xx, if it said so much."""
+
+    failure: OriginUnavailableError
+    answer: OriginAnswer | None = None
+
+
+Outcome = FromRedis | FromOrigin | OutOfOrder
 
 
 class Reader:
@@ -64,8 +76,8 @@ class Reader:
         *,
         keys: KeyRing,
         memory: MemoryTier,
-        redis: RedisTier,
-        origin: Origin,
+        redis: SharedTier,
+        origin: SessionOrigin,
         fence: Fence,
         lease: Lease,
         clock: Clock,
@@ -84,6 +96,7 @@ class Reader:
         self._stale_ttl = ttl_seconds + stale_if_error_seconds
         self._cookie_max_age = cookie_max_age_seconds
         self._flights: Flights[Outcome] = Flights()
+        self._anonymous_flights: Flights[OriginAnswer] = Flights()
         self._anonymous: Refusal | None = None
         self.counts: Counter[str] = Counter()
         """`rejected_fills` (by the fence or for want of a lease), `missed_events`, `shared_again`."""
@@ -113,15 +126,14 @@ class Reader:
         if known is not None and self._clock.steady() < known.until:
             return self._from_refusal(known)
         try:
-            outcome, _ = await self._flights.join(_ANONYMOUS, self._fill_anonymous, ask_origin=False)
+            answer, _ = await self._anonymous_flights.join(b"", self._fill_anonymous, ask_origin=False)
         except OriginUnavailableError:
-            if known is not None:
-                return self._from_refusal(known)
-            raise
-        assert outcome.answer is not None
-        if known is not None and outcome.answer.is_failure:
+            if known is None:
+                raise
             return self._from_refusal(known)
-        return self._from_origin(outcome.answer, "anonymous")
+        if known is not None and answer.is_failure:
+            return self._from_refusal(known)
+        return self._from_origin(answer, "anonymous")
 
     async def pass_on(self, method: str, target: str, headers: Headers, body: bytes, detail: str) -> Answer:
         """A request that goes to the origin for itself; `detail` says why."""
@@ -175,7 +187,7 @@ class Reader:
         if not flight.must_ask_origin:
             entry = await self._look_in_redis(keys)  # 6
             if entry is not None and not flight.must_ask_origin:
-                return Outcome("redis", entry=entry)
+                return FromRedis(entry)
         try:
             answer = await self._origin.read(credential, on_begin=flight.begin_read)  # 8
             if answer.status == 401 and answer.believed and self._admitted(keys[0].name) is not None:
@@ -183,13 +195,14 @@ class Reader:
                 answer = await self._origin.read(credential, on_begin=flight.begin_read)
                 self.counts["missed_events"] += answer.status == 401
         except OriginUnavailableError as exc:
-            return await self._without_origin(keys, Outcome("unavailable", failure=exc))
+            return await self._without_origin(keys, OutOfOrder(exc))
         if answer.is_failure:
-            return await self._without_origin(keys, Outcome("origin", answer=answer))
+            failed = OriginUnavailableError("failing", f"the origin answered {answer.status}")
+            return await self._without_origin(keys, OutOfOrder(failed, answer))
         facts = read_session(answer.body) if answer.status == 200 else None
         if answer.status == 200 and facts is None:
             no_session = OriginUnavailableError("garbage", "the origin answered 200 with something that is no session")
-            return await self._without_origin(keys, Outcome("unavailable", failure=no_session))
+            return await self._without_origin(keys, OutOfOrder(no_session))
         return self._store(keys[0], credential, as_of, answer, facts)  # 9
 
     async def _look_in_redis(self, keys: tuple[Key, ...]) -> Entry | None:
@@ -224,12 +237,12 @@ class Reader:
             # The newest word of the origin is not an entry: an older one must not be given in its place.
             if answer.believed:
                 self._forget(key)
-            return Outcome("origin", answer=answer)
+            return FromOrigin(answer)
         if not (self._fence.admits(entry) and self._lease.holds()):
             self.counts["rejected_fills"] += 1
         elif self._memory.put(key.name, entry):
             self._redis.put(key, entry)
-        return Outcome("origin", answer=answer, entry=entry)
+        return FromOrigin(answer, entry=entry)
 
     def _store_refusal(self, key: Key, as_of: Position | None, answer: OriginAnswer) -> Outcome:
         self._forget(key)
@@ -238,7 +251,7 @@ class Reader:
         )
         if self._stands(refusal):
             self._memory.put_refusal(key.name, refusal)
-        return Outcome("origin", answer=answer, refusal=refusal)
+        return FromOrigin(answer, refusal=refusal)
 
     def _forget(self, key: Key) -> None:
         self._memory.discard(key.name)
@@ -262,13 +275,13 @@ class Reader:
             number=as_of.number,
         )
 
-    async def _fill_anonymous(self, flight: Flight[Outcome]) -> Outcome:
+    async def _fill_anonymous(self, flight: Flight[OriginAnswer]) -> OriginAnswer:
         flight.begin_read()
         answer = await self._origin.read_anonymous()
         if answer.status == 401:
             until = self._clock.steady() + ANONYMOUS_SECONDS
             self._anonymous = Refusal(answer.body, _replayed(answer.headers), answer.fetched_at, until, None)
-        return Outcome("origin", answer=answer)
+        return answer
 
     # What a waiter may have -----------------------------------------------------------------------------------------
 
@@ -276,31 +289,28 @@ class Reader:
         self, outcome: Outcome, joined_before_read: bool, name: bytes, wants: Wants, missed: str
     ) -> Answer | None:
         """This waiter's answer, judged after it woke up; None if it must join another run."""
-        if outcome.source == "redis":
-            assert outcome.entry is not None
-            if self._why_not(outcome.entry, wants) is None:
-                return self._from_entry(outcome.entry, "redis", "redis")
-            return None
-        if outcome.failure is not None or (outcome.answer is not None and outcome.answer.is_failure):
-            return self._answer_in_outage(outcome, name)
-        assert outcome.answer is not None
-        if joined_before_read or self._may_share(outcome, wants):
-            return self._from_origin(outcome.answer, missed)
-        return None
+        match outcome:
+            case FromRedis(entry):
+                return self._from_entry(entry, "redis", "redis") if self._why_not(entry, wants) is None else None
+            case OutOfOrder():
+                return self._answer_in_outage(outcome, name)
+            case FromOrigin(answer):
+                return (
+                    self._from_origin(answer, missed) if joined_before_read or self._may_share(outcome, wants) else None
+                )
 
-    def _may_share(self, outcome: Outcome, wants: Wants) -> bool:
+    def _may_share(self, outcome: FromOrigin, wants: Wants) -> bool:
         """Whether an answer of the origin is good for somebody who joined after its read began."""
         if outcome.refusal is not None:
             return wants.is_plain and self._stands(outcome.refusal)
         return outcome.entry is not None and self._why_not(outcome.entry, wants) is None
 
-    def _answer_in_outage(self, outcome: Outcome, name: bytes) -> Answer:
+    def _answer_in_outage(self, outcome: OutOfOrder, name: bytes) -> Answer:
         entry = self._admitted(name)
         if entry is not None:
             return self._from_entry(entry, "stale", "stale-if-error")
         if outcome.answer is not None:
             return self._from_origin(outcome.answer, "origin-error")
-        assert outcome.failure is not None
         raise OriginUnavailableError(outcome.failure.cause, str(outcome.failure))
 
     def _admitted(self, name: bytes) -> Entry | None:

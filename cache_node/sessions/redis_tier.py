@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -30,7 +30,7 @@ MAX_PENDING_WRITES = 1024
 
 
 class RedisTier:
-    """`get`/`put` of one key prefix.  `lifetime_seconds` is min(TTL, fence window): what is older is below the floor."""
+    """`get`/`put` of one key prefix; `lifetime_seconds` is min(TTL, fence window): what is older is below the floor."""
 
     def __init__(self, url: str, names: RedisNames, *, lifetime_seconds: float) -> None:
         self._client = build_client(url, timeout_seconds=TIMEOUT_SECONDS, max_connections=MAX_CONNECTIONS)
@@ -45,9 +45,14 @@ class RedisTier:
 
     async def aclose(self) -> None:
         """Finish the writes under way, then close the connections."""
+        await self.settle()
+        await self._client.aclose()
+
+    async def settle(self) -> None:
+        """Wait until what was put before is written, or given up."""
+        await asyncio.sleep(0)  # writes are sent at the end of the turn in which they were put
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_SECONDS)
-        await self._client.aclose()
 
     async def get(self, keys: Sequence[Key]) -> Entry | None:
         """The entry under the first of the keys that has one; None if there is none or Redis does not answer."""
@@ -111,17 +116,14 @@ class RedisTier:
         async def send() -> list[Any]:
             async with self._client.pipeline(transaction=False) as pipe:
                 for name, value in writes.items():
-                    if value is None:
-                        pipe.unlink(name)
-                    else:
-                        pipe.set(name, value, px=self._lifetime_ms)
+                    _ = pipe.unlink(name) if value is None else pipe.set(name, value, px=self._lifetime_ms)
                 replies: list[Any] = await pipe.execute()
                 return replies
 
         done = await self._call(send)
         self.counts["dropped_writes" if done is None else "writes"] += len(writes)
 
-    async def _call(self, send: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def _call(self, send: Callable[[], Awaitable[Any]]) -> Any:
         """The reply, or None.  Repeated once, on a new connection, if the old one turned out to be broken."""
         self.counts["round_trips"] += 1
         with contextlib.suppress(*REDIS_ERRORS):

@@ -114,18 +114,30 @@ class AsyncPublisher:
         return await self.publish_and_wait([event]) if wait else await self.publish([event])
 
     @overload
-    async def session_revoked(self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False) -> Position: ...
+    async def session_revoked(
+        self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False
+    ) -> Position: ...
     @overload
-    async def session_revoked(self, session_id: str, identity_id: str | None = None, *, wait: Literal[True]) -> Receipt: ...
-    async def session_revoked(self, session_id: str, identity_id: str | None = None, wait: bool = False) -> Position | Receipt:
+    async def session_revoked(
+        self, session_id: str, identity_id: str | None = None, *, wait: Literal[True]
+    ) -> Receipt: ...
+    async def session_revoked(
+        self, session_id: str, identity_id: str | None = None, wait: bool = False
+    ) -> Position | Receipt:
         """The session is no longer valid: logged out, revoked, deleted."""
         return await self._send(Event.checked(EventType.SESSION_REVOKED, session_id, identity_id), wait)
 
     @overload
-    async def session_changed(self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False) -> Position: ...
+    async def session_changed(
+        self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False
+    ) -> Position: ...
     @overload
-    async def session_changed(self, session_id: str, identity_id: str | None = None, *, wait: Literal[True]) -> Receipt: ...
-    async def session_changed(self, session_id: str, identity_id: str | None = None, wait: bool = False) -> Position | Receipt:
+    async def session_changed(
+        self, session_id: str, identity_id: str | None = None, *, wait: Literal[True]
+    ) -> Receipt: ...
+    async def session_changed(
+        self, session_id: str, identity_id: str | None = None, wait: bool = False
+    ) -> Position | Receipt:
         """The session answers differently now: extended, another assurance level."""
         return await self._send(Event.checked(EventType.SESSION_CHANGED, session_id, identity_id), wait)
 
@@ -153,10 +165,14 @@ class AsyncPublisher:
         """Everything cached is void, in every region that follows this feed."""
         return await self._send(Event(EventType.FLUSH), wait)
 
+    async def followed_seconds(self) -> float:
+        """For how long some node has followed the current generation: receipts are quick once it outlives a lease."""
+        return (await self._log.ask_registry(self._newest_generation)).followed_seconds
+
     async def region_status(self) -> dict[str, Any]:
         """Feed end and registry: `{"generation", "position", "nodes": [{"node_id", "region", "position", "state"}]}`.
 
-        `state` is `applied` or `pending`, towards the feed's end; `position` of a node is None before its first confirm.
+        `state` is `applied` or `pending`, towards the feed's end; a node's `position` is None before its first confirm.
         """
         reading = await self._log.ask_registry(self._newest_generation)
         end = Position(reading.generation, reading.number)
@@ -204,9 +220,7 @@ class Publisher:
         background = self._background()
         return background.call(background.publisher.publish(events))
 
-    def publish_and_wait(
-        self, events: Sequence[Event], *, timeout_seconds: float = RECEIPT_TIMEOUT_SECONDS
-    ) -> Receipt:
+    def publish_and_wait(self, events: Sequence[Event], *, timeout_seconds: float = RECEIPT_TIMEOUT_SECONDS) -> Receipt:
         """As AsyncPublisher.publish_and_wait."""
         background = self._background()
         return background.call(background.publisher.publish_and_wait(events, timeout_seconds=timeout_seconds))
@@ -227,18 +241,26 @@ class Publisher:
             return self._running
 
     @overload
-    def session_revoked(self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False) -> Position: ...
+    def session_revoked(
+        self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False
+    ) -> Position: ...
     @overload
     def session_revoked(self, session_id: str, identity_id: str | None = None, *, wait: Literal[True]) -> Receipt: ...
-    def session_revoked(self, session_id: str, identity_id: str | None = None, wait: bool = False) -> Position | Receipt:
+    def session_revoked(
+        self, session_id: str, identity_id: str | None = None, wait: bool = False
+    ) -> Position | Receipt:
         """The session is no longer valid: logged out, revoked, deleted."""
         return self._send(Event.checked(EventType.SESSION_REVOKED, session_id, identity_id), wait)
 
     @overload
-    def session_changed(self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False) -> Position: ...
+    def session_changed(
+        self, session_id: str, identity_id: str | None = None, wait: Literal[False] = False
+    ) -> Position: ...
     @overload
     def session_changed(self, session_id: str, identity_id: str | None = None, *, wait: Literal[True]) -> Receipt: ...
-    def session_changed(self, session_id: str, identity_id: str | None = None, wait: bool = False) -> Position | Receipt:
+    def session_changed(
+        self, session_id: str, identity_id: str | None = None, wait: bool = False
+    ) -> Position | Receipt:
         """The session answers differently now: extended, another assurance level."""
         return self._send(Event.checked(EventType.SESSION_CHANGED, session_id, identity_id), wait)
 

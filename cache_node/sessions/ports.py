@@ -1,0 +1,39 @@
+"""What the reader needs of the places it reads from; app.py alone knows which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from cache_node.sessions.credential import Credential
+from cache_node.sessions.entry import Entry
+from cache_node.sessions.keys import Key
+from cache_node.sessions.origin import OriginAnswer
+
+
+class SharedTier(Protocol):
+    """The tier that the nodes of a region share.  Never raises: one that does not answer is a miss."""
+
+    async def get(self, keys: Sequence[Key]) -> Entry | None:
+        """The entry under the first of the keys that has one."""
+
+    def put(self, key: Key, entry: Entry) -> None:
+        """Keep the entry, some time soon."""
+
+    def discard(self, key: Key) -> None:
+        """Take the entry away, some time soon; no reader relies on it."""
+
+
+class SessionOrigin(Protocol):
+    """The authority.  Raises OriginUnavailableError when it gave no answer that may be believed."""
+
+    async def read(self, credential: Credential, *, on_begin: Callable[[], None]) -> OriginAnswer:
+        """What it says of the credential; `on_begin` is called right before a request is sent."""
+
+    async def read_anonymous(self) -> OriginAnswer:
+        """What it says to those who present nothing."""
+
+    async def pass_on(
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> OriginAnswer:
+        """What it says to one client's request, for that client alone."""
