@@ -91,6 +91,7 @@ class Node:
         self._stack.push_async_callback(parts.follower.leave)
         following = asyncio.create_task(self._follow(parts.follower))
         self._stack.push_async_callback(_cancel, following)
+        self._stack.callback(parts.follower.stop)
         health = Health(parts.follower, lambda: self._draining)
         self._whoami = Whoami(parts.reader, parts.stats, settings.session_cookie, _router(health))
         self.public_url = await self._listen(self._whoami, public)
@@ -177,7 +178,7 @@ class Node:
     async def _follow(self, follower: Follower) -> None:
         while True:
             try:
-                await follower.run()
+                return await follower.run()
             except Exception:  # a bug here must cost hits, not the node: the lease runs out by itself
                 logger.exception("feed: the follower failed and starts again")
             await asyncio.sleep(_RESTART_SECONDS)

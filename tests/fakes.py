@@ -13,6 +13,7 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cache_node.errors import FeedUnavailableError, OriginUnavailableError
 from cache_node.feed.events import Event, EventType, FeedEntry
@@ -106,7 +107,8 @@ class LogServer:
         self.number += len(events)
         position = Position(self.generation, self.number)
         self.stream.append((position, FeedEntry(self.number, tuple(events))))
-        self.trim_before(self.number - retain)
+        if self.number - retain > 0:
+            self.trim_before(self.number - retain)
         return position
 
     def trim_before(self, number: int) -> None:
@@ -138,16 +140,20 @@ class LogServer:
 
 
 class ScriptedLog:
-    """The `Log` of one node, on `server`, which a script may exchange between calls, or for the wake-ups alone.
+    """The `Log` of one node, on `server`, which a script may exchange between calls, or for the wake-ups alone, or for
+    the replay alone.
 
     With `gate` set, a confirm stops there *before* the server sees it; with `reply_gate`, after, before the reply.
+    `replay_gate` stops each page of a replay before its reply.
     """
 
     def __init__(self, server: LogServer) -> None:
         self.server = server
         self.wake_server: LogServer | None = None
+        self.replay_server: LogServer | None = None
         self.gate: Gate | None = None
         self.reply_gate: Gate | None = None
+        self.replay_gate: Gate | None = None
         self.page_entries = PAGE_ENTRIES
 
     async def confirm(
@@ -176,9 +182,13 @@ class ScriptedLog:
         return [(p, e) for p, e in server.stream if (p.generation, p.number) > key]
 
     async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
-        self.server.check()
-        rows = [e for p, e in self.server.stream if p.generation == before.generation and p.number <= before.number]
-        return tuple(reversed(rows))[:count]
+        server = self.replay_server or self.server
+        server.check()
+        rows = [e for p, e in server.stream if p.generation == before.generation and p.number <= before.number]
+        page = tuple(reversed(rows))[:count]
+        if self.replay_gate is not None:
+            await self.replay_gate.passed()
+        return page
 
     async def ask_registry(self, shown_generation: int) -> RegistryReading:
         server = self.server
@@ -244,6 +254,8 @@ class ScriptedOrigin:
         self.down = False
         self.set_cookie = False
         self.status: int | None = None
+        self.extra_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.padding_bytes = 0
         self.believes_401 = True
         self.reads = 0
         self.passed_on = 0
@@ -289,8 +301,9 @@ class ScriptedOrigin:
             "active": True,
             "expires_at": session.expires_at,
             "identity": {"id": session.identity_id, "traits": {"version": session.version}},
+            "padding": "x" * self.padding_bytes,
         }
-        headers = [(b"content-type", b"application/json; charset=utf-8")]
+        headers = [(b"content-type", b"application/json; charset=utf-8"), *self.extra_headers]
         if self.set_cookie:
             headers.append((b"set-cookie", b"ory_kratos_session=another"))
         return OriginAnswer(200, tuple(headers), json.dumps(body).encode() + b"\n", self._clock.wall())
@@ -319,6 +332,7 @@ class ScriptedNode:
         max_ids: int = 250_000,
         ttl_seconds: float = 900.0,
         memory_bytes: int = 1 << 24,
+        secrets: Sequence[str] = (SECRET,),
     ) -> None:
         self.clock = clock
         self.origin = origin
@@ -330,7 +344,7 @@ class ScriptedNode:
         self.memory = MemoryTier(memory_bytes)
         self.redis = SharedMemory(shared)
         self.reader = Reader(
-            keys=KeyRing([SECRET]),
+            keys=KeyRing(secrets),
             memory=self.memory,
             redis=self.redis,
             origin=origin,
@@ -349,6 +363,21 @@ class ScriptedNode:
 
     async def read(self, token: str, wants: Wants | None = None) -> Answer:
         return await self.reader.read(Credential("token", token.encode()), wants or Wants())
+
+    def neighbour(self, **options: Any) -> ScriptedNode:
+        """Another node of the region: same feed, origin, redis tier and time."""
+        options = {"node_id": "node-2", "shared": self.redis.stored} | options
+        return ScriptedNode(self.log.server, self.origin, self.clock, **options)
+
+
+async def following_node(**options: Any) -> ScriptedNode:
+    """A node with a lease, on a feed of its own; its origin knows one session, by `token`."""
+    clock = ManualClock()
+    origin = ScriptedOrigin(clock)
+    origin.add("token")
+    node = ScriptedNode(LogServer(), origin, clock, **options)
+    await node.follow()
+    return node
 
 
 def version_of(answer: Answer) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +16,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import redis
 
 from cache_node import cli
 from cache_node.embedded import EmbeddedValkey
 from cache_node.feed.events import Event, EventType, decode
+from tests.waiting import eventually_blocking
 
 EXTRAS = {
     "aiohttp",
@@ -189,8 +193,8 @@ def last_events(valkey: EmbeddedValkey, prefix: str = "cache-node") -> tuple[str
         (["revoke", "--session", "\udcff"], "session_id must be valid Unicode"),
         (["revoke", "--identity", "x" * 129], "identity_id must be at most 128 bytes"),
         (["flush", "--timeout-seconds", "1"], "--timeout-seconds needs --wait"),
-        (["flush", "--wait", "--timeout-seconds", "0"], "must be above 0 and at most 300"),
-        (["flush", "--wait", "--timeout-seconds", "nan"], "must be above 0 and at most 300"),
+        (["flush", "--wait", "--timeout-seconds", "0"], "must be above 0 and at most 60"),
+        (["flush", "--wait", "--timeout-seconds", "nan"], "must be above 0 and at most 60"),
         (["flush", "--admin", f"ftp://{TOKEN}"], "--admin must be http://HOST:PORT"),
         (["flush", "--admin", f"http://u:{TOKEN}@host"], "--admin must be a URL without user name"),
         (["flush"], "CACHE_NODE_REDIS_URL is required"),
@@ -428,6 +432,29 @@ def process(*arguments: str, **kinds: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kinds)
 
 
+@contextlib.contextmanager
+def node() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`cache-node serve` with an embedded Valkey and an origin that is not there; the process, and its admin URL."""
+    ports = {"CACHE_NODE_LISTEN": "127.0.0.1:0", "CACHE_NODE_ADMIN_LISTEN": "127.0.0.1:0"}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHE_NODE_")}
+    with process("serve", env=environ | ports | {"CACHE_NODE_ORIGIN_URL": "http://127.0.0.1:1"}) as serving:
+        try:
+            assert serving.stdout
+            line = serving.stdout.readline().decode()
+            match = re.fullmatch(r"listening on http://127\.0\.0\.1:\d+ admin (http://127\.0\.0\.1:\d+)\n", line)
+            assert match, (line, serving.communicate(timeout=30))
+            yield serving, match[1]
+        finally:
+            serving.kill()
+
+
+def is_gone(child: psutil.Process) -> bool:
+    try:
+        return child.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
@@ -486,3 +513,24 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(admin: AdminPort) -> None:
         err = command.stderr.read()
         assert command.wait(30) == 1
     assert err == b""
+
+
+def test_a_node_can_be_spoken_to_and_stops_on_sigterm(run: Command) -> None:
+    with node() as (serving, admin_url):
+        ran = run("revoke", "--session", SESSION, "--wait", "--json", "--admin", admin_url)
+        assert (ran.status, ran.err) == (0, "")
+        answer = json.loads(ran.out)
+        assert answer["receipt"]["dead_everywhere"] is True
+        told = json.loads(run("status", "--json", "--admin", admin_url).out)
+        assert told["position"] == answer["position"]
+        serving.send_signal(signal.SIGTERM)
+        out, _ = serving.communicate(timeout=30)
+        assert (serving.returncode, out) == (0, b"")
+
+
+def test_the_embedded_server_of_a_node_dies_with_it_by_sigkill() -> None:
+    with node() as (serving, _admin_url):
+        (valkey,) = psutil.Process(serving.pid).children(recursive=True)
+        assert "valkey" in valkey.name()
+        serving.kill()
+        eventually_blocking(lambda: is_gone(valkey), lambda: valkey, 10.0)

@@ -9,10 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +18,7 @@ import redis
 
 from cache_node.embedded import _KEEPER, _LAUNCHER, EmbeddedValkey
 from cache_node.errors import CacheNodeError
+from tests.waiting import eventually_blocking
 
 # Starts a server in the main thread or in another, says which, and waits; argv: thread, and how to end.
 PARENT = """
@@ -37,14 +36,6 @@ sys.stdin.readline()
 if sys.argv[2] == "abort":
     os.abort()
 """
-
-
-def poll_until(read: Callable[[], Any], is_done: Callable[[Any], bool], seconds: float = 10.0) -> None:
-    """Ask until the answer is the awaited one; report the last one otherwise."""
-    deadline = time.monotonic() + seconds
-    while not is_done(last := read()):
-        assert time.monotonic() < deadline, f"after {seconds} s still {last!r}"
-        time.sleep(0.005)
 
 
 def state(pid: int) -> str:
@@ -128,7 +119,7 @@ def test_a_suspended_server_can_be_stopped() -> None:
 def test_a_server_that_died_is_noticed_and_can_be_started_again() -> None:
     with EmbeddedValkey() as valkey:
         os.kill(valkey.pid, signal.SIGKILL)
-        poll_until(lambda: valkey.is_running, lambda running: not running)
+        eventually_blocking(lambda: not valkey.is_running, lambda: valkey.pid)
         valkey.start()
         assert is_listening(valkey.port)
 
@@ -202,9 +193,9 @@ def test_it_is_gone_with_its_parent_and_leaves_no_file(tmp_path: Path, thread: s
             parent.stdin.write("\n")
             parent.stdin.flush()
         parent.wait(10.0)
-        poll_until(lambda: state(pid), lambda status: status == "gone")
+        eventually_blocking(lambda: state(pid) == "gone", lambda: state(pid), 10.0)
         # It counts as gone when its first thread is; the socket closes with the last one.
-        poll_until(lambda: is_listening(port), lambda listening: not listening)
+        eventually_blocking(lambda: not is_listening(port), lambda: f"port {port} is open", 10.0)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("core")] == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cache_node.demo._ports import Answer, Port, page_not_found, read_form, read_json, redirect
+from cache_node.demo._ports import CACHE_CONTROL, Answer, Port, page_not_found, read_form, read_json, redirect
 from cache_node.demo._public import Changed
 from cache_node.demo.accounts import Accounts
 from cache_node.demo.wire import JSON_TYPE, Refusal
@@ -67,7 +67,7 @@ class AdminEndpoints:
     async def whoami(self, request: Request) -> Response:
         """Kratos sends whoami to its public port."""
         del request
-        return redirect(307, f"{self._accounts.public_url}/sessions/whoami", "Temporary Redirect")
+        return redirect(307, f"{self._accounts.public_url}/sessions/whoami", "Temporary Redirect", [CACHE_CONTROL])
 
     async def get_session(self, request: Request) -> Answer:
         """200 with the session; `expand=identity` and `expand=devices` show these too."""
@@ -86,7 +86,7 @@ class AdminEndpoints:
         """200 with the session."""
         session = self._accounts.extend_session(request.path_params["id"])
         await self._changed("session.changed", session.id, session.identity.id)
-        return Answer(200, self._accounts.show_session(session))
+        return Answer(200, self._accounts.show_session(session, devices=False))
 
     async def ready(self, request: Request) -> Answer:
         """200, or 503 while the database is said to be away."""

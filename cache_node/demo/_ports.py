@@ -25,7 +25,7 @@ from cache_node.demo.wire import (
 
 Endpoint = Callable[[Request], Awaitable["Answer | Response"]]
 
-_CACHE_CONTROL = ("Cache-Control", "private, no-cache, no-store, must-revalidate")
+CACHE_CONTROL = ("Cache-Control", "private, no-cache, no-store, must-revalidate")
 _CORS_ALLOWED_HEADERS = frozenset(
     ("authorization", "content-type", "max-age", "x-session-token", "x-xsrf-token", "x-csrf-token")
 )
@@ -75,10 +75,10 @@ class Port:
         self.app.router.routes.append(Route(path, handle, methods=methods.split()))
 
     def _respond(self, request: Request, answer: Answer) -> Response:
-        return WireResponse(answer.status, [_CACHE_CONTROL, *self._common(request), *answer.headers], answer.body)
+        return WireResponse(answer.status, [CACHE_CONTROL, *self._common(request), *answer.headers], answer.body)
 
     def _refuse(self, request: Request, refusal: Refusal) -> Response:
-        headers = [_CACHE_CONTROL, *self._common(request), *refusal.headers, ("Content-Type", "application/json")]
+        headers = [CACHE_CONTROL, *self._common(request), *refusal.headers, ("Content-Type", "application/json")]
         return WireResponse(refusal.status, headers, refusal.body(request.headers.get("x-request-id")))
 
     def _common(self, request: Request) -> Headers:

@@ -181,7 +181,7 @@ def _bearer(request: Request) -> str:
 
 
 def _health(*, is_ready: bool) -> Response:
-    vary = [("Vary", "Origin"), ("Vary", "Cookie")]
+    vary = [("Vary", "Origin")]
     if is_ready:
         return WireResponse(200, [("Content-Type", "application/json; charset=utf-8"), *vary], b'{"status":"ok"}\n')
     refusal = Refusal(500, "error may contain sensitive information and was obfuscated")

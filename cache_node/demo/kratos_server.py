@@ -138,7 +138,7 @@ class KratosServer(SessionApi):
         await self._started_postgres().stop(mode)
 
     async def start_database(self) -> None:
-        """Start Postgres again; return when *it* takes connections.  Kratos' readiness follows by itself."""
+        """Start Postgres unless it runs; return when *it* takes connections.  Kratos' readiness follows by itself."""
         await self._started_postgres().start()
 
     async def wait_ready(self, timeout_seconds: float = 30.0) -> None:

@@ -82,8 +82,12 @@ class DemoOrigin(SessionApi):
 
     async def start(self) -> None:
         """Listen; OSError when a port that was asked for is taken."""
-        for server in self._servers:
-            await server.start()
+        try:
+            for server in self._servers:
+                await server.start()
+        except BaseException:
+            await self.stop()
+            raise
         self._accounts.public_url = self.public_url
         self._admin_endpoints.admin_url = self.admin_url
 
@@ -133,7 +137,8 @@ class _Server(uvicorn.Server):
         yield
 
     async def start(self) -> None:
-        listener = socket.socket()
+        # The protocol is named because asyncio sets TCP_NODELAY only then [a keep-alive answer took 44 ms without].
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self._port))

@@ -62,7 +62,9 @@ class PostgresServer:
         return f"postgres://postgres:@/postgres?host={self.directory}"
 
     async def start(self, timeout_seconds: float = 30.0) -> None:
-        """Make the cluster at the first call, start the server and wait until it takes connections."""
+        """Make the cluster at the first call, start the server unless it runs, wait until it takes connections."""
+        if self._is_ready():
+            return
         if self._programs is None:
             self._programs = await asyncio.to_thread(self._install)
         deadline = time.monotonic() + timeout_seconds

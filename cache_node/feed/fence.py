@@ -131,7 +131,11 @@ class Fence:
 
     def reset(self, end: Position) -> None:
         """Begin anew at the feed's end: whatever was known, cached or under way before is void."""
-        self._clear(end.number)
+        floor = end.number
+        if self._position is not None and self._position.generation == end.generation:
+            # A history that lost its end will give numbers again that entries here are stamped with.
+            floor = max(floor, self._position.number + 1)
+        self._clear(floor)
         self._position = end
         self.resets += 1
         self.version += 1
@@ -167,7 +171,7 @@ class Fence:
 
     def begin_replay(self) -> int:
         """Start lowering the floor from where it is; returns a token for `replay`.  At the start of a node only."""
-        self._replay_floor = self._floor
+        self._replay_floor = self.floor  # a follower that failed and runs again replays again
         self._floor = 0
         return self.resets
 

@@ -96,7 +96,9 @@ class Follower:
     async def confirm(self) -> bool:
         """One confirm; True if another should follow at once.  Raises FeedUnavailableError."""
         applied = self._fence.position
-        followed_us = round((self._clock.steady() - self._followed_since) * 1e6) if applied else 0
+        followed_us = 0
+        if applied is not None and applied.generation == self._newest_generation:
+            followed_us = round((self._clock.steady() - self._followed_since) * 1e6)
         record = self._membership.next_record(applied)
         sent = self._clock.steady()
         try:
@@ -114,6 +116,8 @@ class Follower:
         self.counts["confirms"] += 1
         self._nodes = reply.nodes
         self._newest_generation = max(self._newest_generation, reply.end.generation)
+        if self._left:
+            return False  # receipts do not wait for this node any more, so it must not serve again
         applied = self._fence.position
         if applied != asked_after:
             return True  # a confirm that overlapped another one proves nothing
@@ -175,15 +179,16 @@ class Follower:
         if position is None:
             return
         token = self._fence.begin_replay()
-        before = position
-        while before.number > 0:
-            page = await self._log.read_back(before, REPLAY_PAGE_ENTRIES)
+        number = position.number
+        while number > 0:
+            page = await self._log.read_back(Position(position.generation, number), REPLAY_PAGE_ENTRIES)
             for entry in page:
-                if not self._fence.replay(token, entry.number, entry.events):
+                # Another server than the position's may lack its last events: they must follow without a hole.
+                if entry.number != number or not self._fence.replay(token, entry.number, entry.events):
                     return
+                number -= len(entry.events or ())
             if len(page) < REPLAY_PAGE_ENTRIES:
                 return
-            before = Position(position.generation, page[-1].number - 1)
 
     # The loops ------------------------------------------------------------------------------------------------------
 
@@ -195,10 +200,15 @@ class Follower:
             group.create_task(self._replay_once())
             group.create_task(self._sweep_forever())
 
-    async def leave(self) -> None:
-        """End the lease, then deregister: no receipt needs to wait for this node.  Never raises."""
+    def stop(self) -> None:
+        """End the lease and, soon, the loops.  Cancelling `run()` alone is not enough: `asyncio.wait_for`, which
+        redis-py sends with, can swallow a cancellation on Python 3.11 [seen with a thousand connections]."""
         self._left = True
         self._lease.end()
+
+    async def leave(self) -> None:
+        """Stop, and deregister: no receipt needs to wait for this node any more.  Never raises."""
+        self.stop()
         with contextlib.suppress(FeedUnavailableError):
             await self._log.forget(self._membership.field_name.encode())
 

@@ -75,7 +75,7 @@ class RedisLog:
                 await client.aclose()
 
     async def append(self, entries: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
-        """Write the events as one feed entry, once; returns the position of the last one.  Repeating is the caller's."""
+        """Write the events as one feed entry, once; returns the position of the last.  Repeating is the caller's."""
         args = [shown_generation, events.encode(source, entries), len(entries), retain]
         async with self._call("publishing"):
             reply = await run_script(self._client, scripts.APPEND, [self._names.generation, self._names.feed], args)
@@ -109,12 +109,10 @@ class RedisLog:
     async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
         if self._blocked is None:
             self._blocked = build_client(self._url, timeout_seconds=block_seconds + self._timeout)
-        try:
+        async with self._call("waiting for events", block_seconds):
             reply: Any = await self._blocked.xread(
                 {self._names.feed: str(after)}, count=PAGE_ENTRIES, block=max(1, int(block_seconds * 1000))
             )
-        except REDIS_ERRORS as exc:
-            raise feed_unavailable("waiting for events", exc) from None
         return [_entry(row) for _stream, rows in reply or () for row in rows if row is not None]
 
     async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
@@ -140,9 +138,9 @@ class RedisLog:
                 await run_script(self._client, scripts.FORGET, [self._names.nodes], [field, record])
 
     @asynccontextmanager
-    async def _call(self, doing: str) -> AsyncIterator[None]:
+    async def _call(self, doing: str, block_seconds: float = 0.0) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(block_seconds + self._timeout):
                 yield
         except REDIS_ERRORS as exc:
             raise feed_unavailable(doing, exc) from None

@@ -24,13 +24,14 @@ REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) -> Redis:
     """A client that connects on first use; the owner closes it with `aclose()`.
 
-    `timeout_seconds` bounds the connect, every wait for a reply (for a blocked read it must exceed the block), and the
-    wait for one of `max_connections` to be free: a plain pool refuses instead of waiting.
+    `timeout_seconds` bounds the connect and the wait for one of `max_connections` to be free: a plain pool refuses
+    instead of waiting.  Commands are bounded by their callers with `asyncio.timeout`: for a socket timeout redis-py
+    sends through `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that comes as the sending ends.
     """
     pool = BlockingConnectionPool.from_url(
         url,
         timeout=timeout_seconds,
-        socket_timeout=timeout_seconds,
+        socket_timeout=None,
         socket_connect_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],

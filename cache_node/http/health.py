@@ -1,4 +1,4 @@
-"""The three health answers, for orchestrators and balancers: `{"state", "fresh", "reason"}`, reason null if all is well.
+"""The three health answers: `{"state", "fresh", "reason"}`, where `reason` is null if all is well.
 
 A node without its feed still answers, from the origin: it stays ready, so that an outage of a region's Redis does not
 take all its nodes out of the balancer at once.

@@ -87,7 +87,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._undelivered = 0
         self._share = 0
         self._piece = b""
-        self._tail = b""  # the head's last three bytes before the piece: its blank line may lie across
+        self._tail = b""  # the three bytes before the piece: a head's blank line may lie across
 
     # Connection
 
@@ -159,7 +159,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._phase = _HEAD
-        self._undelivered, self._share, self._tail = self._share, 0, b""
+        self._undelivered, self._share = self._share, 0
         self._unset_keepalive_if_required()
         super().on_message_begin()
 
@@ -180,7 +180,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _check_head(self) -> None:
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() not in ("1.0", "0.9")):
             raise _Refused(*_NO_HOST)
         # As the count includes all of the piece, it leaves a doubt from here on.
@@ -200,12 +200,9 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing():
-            return
         if self._unread and not self.pipeline:
             data, self._unread = self._unread, b""
             self._feed_pieces(data)
-        self.flow.resume_reading()
         if self._phase == _HEAD and not self._is_answer_due():
             self._unset_keepalive_if_required()
             self._watch_head()
@@ -261,7 +258,6 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         return refused
 
     def _linger(self) -> None:
-        self._unset_keepalive_if_required()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()

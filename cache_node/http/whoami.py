@@ -77,7 +77,7 @@ class Whoami:
         except _Refused as exc:
             answer = Answer(exc.status, _JSON, error_body(exc.status, exc.message), "bypass", "refused")
         answer = _with_request_id(answer, scope["headers"])
-        await _send(answer, send)
+        await _send(answer, send, is_head=scope["method"] == "HEAD")
         self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
@@ -221,12 +221,14 @@ def _cache_status(answer: Answer) -> bytes:
     return f"cache-node; {how}; detail={answer.detail}".encode()
 
 
-async def _send(answer: Answer, send: Send) -> None:
+async def _send(answer: Answer, send: Send, *, is_head: bool) -> None:
     headers = [
         *answer.headers,
-        (b"content-length", str(len(answer.body)).encode()),
         (b"cache-status", _cache_status(answer)),
         (b"age", str(int(answer.age_seconds)).encode()),
     ]
+    # A HEAD that went to the origin for itself has its length already, if the origin told it; these have none.
+    if not (is_head and answer.tier == "bypass") and answer.status not in (204, 304):
+        headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

@@ -6,7 +6,6 @@ Publishing is all it does to the feed: this node hears of it from there, as ever
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

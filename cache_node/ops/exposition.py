@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from cache_node import __version__
 from cache_node.feed.follower import FeedState
@@ -21,7 +20,7 @@ from cache_node.ops.metrics import BUCKETS_SECONDS, OTHER, TIERS, Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-_BOUNDS = [*(floatToGoString(bound) for bound in BUCKETS_SECONDS), "+Inf"]
+_BOUNDS = [*(str(bound) for bound in BUCKETS_SECONDS), "+Inf"]
 
 _FEED_COUNTS = {
     "confirms": "Confirms that the feed answered.",
@@ -87,7 +86,7 @@ def _requests(components: Components) -> Iterator[Metric]:
     yield _counters("requests", "Answers to whoami by the tier they came from.", "tier", tiers)
     yield _counters("misses", "Answers that no tier gave, by why.", "reason", stats.misses)
     latency = "Time to answer whoami."
-    yield _histograms("request_seconds", latency, ("tier", "outcome"), stats.requests)
+    yield _histograms("request_seconds", latency, ("tier", "outcome"), stats.requests.items())
     yield from _each("", _READER_COUNTS, components.reader.counts)
 
 
@@ -167,15 +166,15 @@ def _each(prefix: str, helps: Mapping[str, str], counts: Mapping[str, int]) -> I
         yield _counter(f"{prefix}{name}", help_, counts.get(name, 0))
 
 
-def _one_label(histograms: Mapping[str, Histogram]) -> dict[tuple[str, ...], Histogram]:
-    return {(label,): histogram for label, histogram in histograms.items()}
+def _one_label(histograms: Mapping[str, Histogram]) -> Iterator[tuple[tuple[str], Histogram]]:
+    return (((label,), histogram) for label, histogram in histograms.items())
 
 
 def _histograms(
-    name: str, help_: str, labels: tuple[str, ...], histograms: Mapping[tuple[str, ...], Histogram]
+    name: str, help_: str, labels: tuple[str, ...], histograms: Iterable[tuple[tuple[str, ...], Histogram]]
 ) -> Metric:
     family = HistogramMetricFamily(f"cache_node_{name}", help_, labels=labels)
-    for values, histogram in histograms.items():
+    for values, histogram in histograms:
         cumulated = zip(_BOUNDS, accumulate(histogram.counts), strict=True)
         family.add_metric(values, list(cumulated), histogram.sum_seconds)
     return family

@@ -76,11 +76,12 @@ def _read_json(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
-    content = dict(pairs)
-    if len(content) == len(pairs):
-        return content
-    names = [name for name, _ in pairs]
-    return _Repeated(next(name for name in names if names.count(name) > 1))
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            return _Repeated(name)
+        content[name] = value
+    return content
 
 
 def _read_event(row: Any) -> Event:

@@ -18,15 +18,11 @@ OTHER: Final = "other"
 """The label of whatever is not in its set."""
 
 TIERS: Final = frozenset(("memory", "redis", "negative", "stale", "origin", "bypass"))
-ORIGIN_FAILURES: Final = frozenset(("timeout", "unreachable", "garbage", "unready", "busy", "error"))
-MISS_REASONS: Final = ORIGIN_FAILURES | frozenset(
-    # no entry that could answer
-    ("cold", "anonymous", "expired", "ttl", "fenced", "no-lease", "no-cache", "max-age", "min-position")
-    # the origin failed
-    + ("origin-error", "stale-if-error")
-    # for the origin alone
-    + ("mixed", "method", "body", "origin-header", "tokenize", "refused")
-)
+ORIGIN_FAILURES: Final = frozenset(("timeout", "unreachable", "garbage", "unready", "busy", "failing", "error"))
+_NO_ENTRY = ("cold", "anonymous", "expired", "ttl", "fenced", "no-lease", "no-cache", "max-age", "min-position")
+_OUTAGE = ("origin-error", "stale-if-error")
+_PASSED_ON = ("mixed", "method", "body", "origin-header", "tokenize", "refused")
+MISS_REASONS: Final = ORIGIN_FAILURES.union(_NO_ENTRY, _OUTAGE, _PASSED_ON)
 
 _HITS = frozenset(("memory", "redis", "negative"))
 _STATUSES = frozenset((200, 400, 401, 403, 404, 413, 422, 429, 500, 502, 503, 504))

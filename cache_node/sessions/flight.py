@@ -6,6 +6,9 @@ their own answer; who joined later may only have it as a cached one, by fence an
     1. reader A joins, the run begins its read    2. the origin reads the old state    3. the session is revoked, the
     event is applied here    4. reader B joins    5. the old answer arrives: right for A, whose request began before
     the revocation, and wrong for B.
+
+The next run does not begin before all who joined the last one late are awake: with many requests for one key it could
+otherwise begin without them each time, and they would be late again and again.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ class Flight(Generic[T]):
         self.read_begun = False
         self.must_ask_origin = False
         """Set by a joiner who does not want the tiers' answer; heeded until the read has begun."""
+        self.latecomers = 0
+        """Who joined after the read began, and is not awake yet."""
+        self.all_awake = asyncio.Event()
         self.task: asyncio.Task[T]
 
     def begin_read(self) -> None:
@@ -36,6 +42,8 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._flights: dict[bytes, Flight[T]] = {}
+        self._landed: dict[bytes, Flight[T]] = {}
+        """The last run of a key, while latecomers of it are not awake."""
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -51,11 +59,27 @@ class Flights(Generic[T]):
             flight.task = asyncio.create_task(self._run(name, flight, fill))
         joined_before_read = not flight.read_begun
         flight.must_ask_origin |= ask_origin
-        return await asyncio.shield(flight.task), joined_before_read
+        flight.latecomers += not joined_before_read
+        try:
+            return await asyncio.shield(flight.task), joined_before_read
+        finally:
+            if not joined_before_read:
+                self._wake(name, flight)
+
+    def _wake(self, name: bytes, flight: Flight[T]) -> None:
+        flight.latecomers -= 1
+        if flight.latecomers == 0 and self._landed.get(name) is flight:
+            del self._landed[name]
+            flight.all_awake.set()
 
     async def _run(self, name: bytes, flight: Flight[T], fill: Callable[[Flight[T]], Awaitable[T]]) -> T:
         try:
+            before = self._landed.get(name)
+            if before is not None:
+                await before.all_awake.wait()
             return await fill(flight)
         finally:
-            # Whoever is woken by the result and must ask again finds no flight, or one begun after it.
+            # Whoever is woken by the result and must ask again finds no flight, or one whose read has not begun.
             del self._flights[name]
+            if flight.latecomers:
+                self._landed[name] = flight

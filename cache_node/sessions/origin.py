@@ -1,9 +1,10 @@
 """The origin: asked within a deadline and a concurrency limit, and not believed when it says 401 in an outage.
 
-Kratos answers 401 when its database is down, exactly as for a bad token, while its readiness says 503.  A 401 is
-believed only between two signs of readiness: a probe sent shortly before the read, or after an earlier read that said
-the same, and one sent after the 401 arrived.  The first of them closes the hole at the end of an outage, where a 401
-of the outage's last millisecond is followed by a probe that says ready.
+Kratos answers 401 when its database is down, exactly as for a bad token, while its readiness says 503.  One probe
+after the 401 does not tell them apart: an outage may end in between, and a single dead database connection makes a good
+token a 401 while the rest is ready.  [A real Kratos, 150 restarts of Postgres: 943 false 401s were followed by a probe
+that said 200, and none by a probe, the same 401 again, and another probe; nor was any of 135 from ended connections.]
+So a 401 is believed when it was said twice, each time with a probe sent after it that said ready.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -31,10 +33,8 @@ MAX_ANSWER_BYTES = 8 * 1024 * 1024
 IDLE_SECONDS = 60.0
 """Kratos closes idle connections after 120 s; ours are closed first."""
 PROBE_SECONDS = 2.0
-RECENT_SECONDS = 1.0
-"""How long a sign of readiness counts as shortly before."""
-MAX_READS = 4
-"""Reads of one credential that go on saying 401 before the origin counts as unready."""
+REFUSALS_BELIEVED = 2
+"""Reads in a row that must say 401, each followed by a sign of readiness."""
 QUEUE_SECONDS = 1.0
 """How long a read may wait for its turn; then 503, because the origin is not the one to wait longer."""
 
@@ -48,7 +48,10 @@ _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 @dataclass(frozen=True, slots=True)
 class OriginAnswer:
-    """What the origin said.  `headers`: names in lower case, order and repetition kept, hop-by-hop ones dropped."""
+    """What the origin said.  `headers`: names in lower case, order and repetition kept, hop-by-hop ones dropped.
+
+    So is the body's length, except in answers to HEAD, where nothing else tells it.
+    """
 
     status: int
     headers: Headers
@@ -79,7 +82,7 @@ class Origin:
         self._clock = clock
         self._timeout = timeout_seconds
         self._slots = asyncio.Semaphore(concurrency)
-        self._readiness = Readiness(self._probe, clock) if ready_path else None
+        self._readiness = Readiness(self._probe) if ready_path else None
         self._ready_path = ready_path
         self._session: aiohttp.ClientSession | None = None
         self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
@@ -104,7 +107,8 @@ class Origin:
 
     async def read_anonymous(self) -> OriginAnswer:
         """What it says to those who present nothing; that 401 is true in an outage too."""
-        return await self._ask("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
+        async with self._slot():
+            return await self._ask("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
 
     async def pass_on(
         self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
@@ -115,41 +119,33 @@ class Origin:
     async def _believed(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, on_begin: Callable[[], None]
     ) -> OriginAnswer:
-        for _ in range(MAX_READS):
-            steady_before = self._readiness is not None and self._readiness.is_recent()
-            on_begin()
-            answer = await self._ask(method, target, headers, body)
+        for refusal in range(1, REFUSALS_BELIEVED + 1):
+            async with self._slot():
+                on_begin()
+                answer = await self._ask(method, target, headers, body)
             if answer.status != 401:
-                self._note(answer)
                 return answer
             if self._readiness is None:
-                return OriginAnswer(answer.status, answer.headers, answer.body, answer.fetched_at, believed=False)
+                return replace(answer, believed=False)
             if not await self._readiness.asked_now():
                 break
-            if steady_before:
+            if refusal == REFUSALS_BELIEVED:
                 return answer
         self.counts["unbelieved"] += 1
         raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
 
-    def _note(self, answer: OriginAnswer) -> None:
-        if answer.is_failure and self._readiness is not None:
-            self._readiness.doubt()
-
     async def _ask(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> OriginAnswer:
-        async with self._slot():
-            begun = self._clock.steady()
-            outcome = "error"
-            try:
-                answer = await self._request(method, target, headers, body, self._timeout)
-                outcome = str(answer.status)
-                return answer
-            except OriginUnavailableError as exc:
-                outcome = exc.cause
-                if self._readiness is not None:
-                    self._readiness.doubt()
-                raise
-            finally:
-                self.observe(outcome, self._clock.steady() - begun)
+        begun = self._clock.steady()
+        outcome = "error"
+        try:
+            answer = await self._request(method, target, headers, body, self._timeout)
+            outcome = str(answer.status)
+            return answer
+        except OriginUnavailableError as exc:
+            outcome = exc.cause
+            raise
+        finally:
+            self.observe(outcome, self._clock.steady() - begun)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -180,7 +176,8 @@ class Origin:
                 ) as response,
             ):
                 answer_body = await _read_bounded(response)
-                return OriginAnswer(response.status, _kept(response.raw_headers), answer_body, fetched_at)
+                kept = _kept(response.raw_headers, with_length=method == "HEAD")
+                return OriginAnswer(response.status, kept, answer_body, fetched_at)
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin did not answer within {timeout_seconds:g} s") from None
         except aiohttp.ClientConnectionError as exc:
@@ -215,19 +212,9 @@ class Origin:
 class Readiness:
     """One probe in flight, shared by all who ask."""
 
-    def __init__(self, probe: Callable[[], Awaitable[bool]], clock: Clock) -> None:
+    def __init__(self, probe: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         self._probe = probe
-        self._clock = clock
-        self._ready_at: float | None = None
         self._task: asyncio.Task[bool] | None = None
-
-    def is_recent(self) -> bool:
-        """Whether a probe sent shortly before now said ready, and nothing has spoken against it since."""
-        return self._ready_at is not None and self._clock.steady() - self._ready_at <= RECENT_SECONDS
-
-    def doubt(self) -> None:
-        """The origin failed at something: what it said before of its readiness counts no more."""
-        self._ready_at = None
 
     async def asked_now(self) -> bool:
         """What a probe sent after this call says."""
@@ -235,14 +222,8 @@ class Readiness:
             # It was sent before: it proves nothing to this caller.
             await asyncio.wait([self._task])
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._probe())
         return await asyncio.shield(self._task)
-
-    async def _run(self) -> bool:
-        sent = self._clock.steady()
-        ready = await self._probe()
-        self._ready_at = sent if ready else None
-        return ready
 
     def close(self) -> None:
         """Give up the probe under way."""
@@ -261,10 +242,9 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(chunks)
 
 
-def _kept(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
-    named = _named_by_connection(raw)
-    lowered = ((name.lower(), value) for name, value in raw)
-    return tuple((name, value) for name, value in lowered if name not in _HOP_BY_HOP and name not in named)
+def _kept(raw: Sequence[tuple[bytes, bytes]], *, with_length: bool) -> Headers:
+    dropped = (_HOP_BY_HOP | _named_by_connection(raw)) - ({b"content-length"} if with_length else set())
+    return tuple((name.lower(), value) for name, value in raw if name.lower() not in dropped)
 
 
 def _forwarded(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:

@@ -190,10 +190,6 @@ class Reader:
                 return FromRedis(entry)
         try:
             answer = await self._origin.read(credential, on_begin=flight.begin_read)  # 8
-            if answer.status == 401 and answer.believed and self._admitted(keys[0].name) is not None:
-                # It contradicts what the feed proves unchanged: believed only if it says so again.
-                answer = await self._origin.read(credential, on_begin=flight.begin_read)
-                self.counts["missed_events"] += answer.status == 401
         except OriginUnavailableError as exc:
             return await self._without_origin(keys, OutOfOrder(exc))
         if answer.is_failure:
@@ -203,7 +199,7 @@ class Reader:
         if answer.status == 200 and facts is None:
             no_session = OriginUnavailableError("garbage", "the origin answered 200 with something that is no session")
             return await self._without_origin(keys, OutOfOrder(no_session))
-        return self._store(keys[0], credential, as_of, answer, facts)  # 9
+        return self._store(keys, credential, as_of, answer, facts)  # 9
 
     async def _look_in_redis(self, keys: tuple[Key, ...]) -> Entry | None:
         """An admitted entry, kept in memory by now; anything else is a miss for everybody."""
@@ -223,7 +219,7 @@ class Reader:
 
     def _store(
         self,
-        key: Key,
+        keys: tuple[Key, ...],
         credential: Credential,
         as_of: Position | None,
         answer: OriginAnswer,
@@ -231,31 +227,37 @@ class Reader:
     ) -> Outcome:
         """Keep what may be kept, after asking fence and lease; no await in here."""
         if answer.status == 401 and answer.believed:
-            return self._store_refusal(key, as_of, answer)
+            return self._store_refusal(keys, as_of, answer)
         entry = self._entry_from(credential, as_of, answer, facts) if facts is not None else None
         if entry is None:
-            # The newest word of the origin is not an entry: an older one must not be given in its place.
-            if answer.believed:
-                self._forget(key)
+            # The newest word of the origin is not an entry: an older one must not be given in its place.  A node
+            # without a position has none, and leaves its neighbours theirs.
+            if answer.believed and as_of is not None:
+                self._forget(keys)
             return FromOrigin(answer)
         if not (self._fence.admits(entry) and self._lease.holds()):
             self.counts["rejected_fills"] += 1
-        elif self._memory.put(key.name, entry):
-            self._redis.put(key, entry)
+        elif self._memory.put(keys[0].name, entry):
+            self._redis.put(keys[0], entry)
+        else:
+            self._forget(keys)
         return FromOrigin(answer, entry=entry)
 
-    def _store_refusal(self, key: Key, as_of: Position | None, answer: OriginAnswer) -> Outcome:
-        self._forget(key)
+    def _store_refusal(self, keys: tuple[Key, ...], as_of: Position | None, answer: OriginAnswer) -> Outcome:
+        # Where it contradicts what the feed proves unchanged, twice and while the origin is ready, an event was missed.
+        self.counts["missed_events"] += self._admitted(keys[0].name) is not None
+        self._forget(keys)
         refusal = Refusal(
             answer.body, _replayed(answer.headers), answer.fetched_at, self._clock.steady() + REFUSAL_SECONDS, as_of
         )
         if self._stands(refusal):
-            self._memory.put_refusal(key.name, refusal)
+            self._memory.put_refusal(keys[0].name, refusal)
         return FromOrigin(answer, refusal=refusal)
 
-    def _forget(self, key: Key) -> None:
-        self._memory.discard(key.name)
-        self._redis.discard(key)
+    def _forget(self, keys: tuple[Key, ...]) -> None:
+        self._memory.discard(keys[0].name)
+        for key in keys:  # under an older secret it would be found again
+            self._redis.discard(key)
 
     def _entry_from(
         self, credential: Credential, as_of: Position | None, answer: OriginAnswer, facts: SessionFacts
@@ -293,7 +295,7 @@ class Reader:
             case FromRedis(entry):
                 return self._from_entry(entry, "redis", "redis") if self._why_not(entry, wants) is None else None
             case OutOfOrder():
-                return self._answer_in_outage(outcome, name)
+                return self._answer_in_outage(outcome, name, wants)
             case FromOrigin(answer):
                 return (
                     self._from_origin(answer, missed) if joined_before_read or self._may_share(outcome, wants) else None
@@ -305,9 +307,10 @@ class Reader:
             return wants.is_plain and self._stands(outcome.refusal)
         return outcome.entry is not None and self._why_not(outcome.entry, wants) is None
 
-    def _answer_in_outage(self, outcome: OutOfOrder, name: bytes) -> Answer:
+    def _answer_in_outage(self, outcome: OutOfOrder, name: bytes, wants: Wants) -> Answer:
         entry = self._admitted(name)
-        if entry is not None:
+        is_new_enough = wants.min_position is None or self._fence.has_applied(wants.min_position)
+        if entry is not None and is_new_enough:
             return self._from_entry(entry, "stale", "stale-if-error")
         if outcome.answer is not None:
             return self._from_origin(outcome.answer, "origin-error")

@@ -45,7 +45,14 @@ class Scenario:
         return self.exchanges
 
     async def ask(
-        self, name: str, method: str, path: str, *, port: str = "public", body: Any = None, headers: Headers | None = None
+        self,
+        name: str,
+        method: str,
+        path: str,
+        *,
+        port: str = "public",
+        body: Any = None,
+        headers: Headers | None = None,
     ) -> Any:
         """One exchange; the body of its answer, parsed if it is JSON."""
         base = self.origin.public_url if port == "public" else self.origin.admin_url
@@ -218,7 +225,6 @@ class Outage:
         await ask("outage-whoami-anonymous", "GET", "/sessions/whoami")
         await ask("outage-ready", "GET", "/health/ready")
         await ask("outage-alive", "GET", "/health/alive")
-        await ask("outage-ready-admin", "GET", "/admin/health/ready", port="admin")
         return self._scenario.exchanges
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
@@ -51,7 +53,13 @@ async def test_whoami_answers_as_recorded_from_kratos(origin: DemoOrigin) -> Non
         "session-revoked": lambda: origin.revoke_session(session),
         "aal2-session": lambda: origin.add_second_factor(aal2_token),
     }
-    ours = {"token": token, "cookie": cookie, "aal1-token": aal1_token, "aal1-cookie": aal1_cookie, "aal2-token": aal2_token}
+    ours = {
+        "token": token,
+        "cookie": cookie,
+        "aal1-token": aal1_token,
+        "aal1-cookie": aal1_cookie,
+        "aal2-token": aal2_token,
+    }
     replaced = {recorded_credential(recorded, name): value for name, value in ours.items()}
     for each in recorded:
         if each.name in NOT_SPOKEN:
@@ -99,9 +107,6 @@ async def test_session_api_answers_as_recorded_from_kratos(origin: DemoOrigin) -
 
 
 async def test_cookie_has_the_format_of_kratos(origin: DemoOrigin) -> None:
-    import base64
-    import time
-
     await log_in(origin)
     value = await origin.login_cookie("a@example.test", PASSWORD)
     date, payload, mac = base64.urlsafe_b64decode(value).split(b"|", 2)

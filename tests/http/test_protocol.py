@@ -273,6 +273,37 @@ def test_a_large_chunked_body_is_no_large_head(connection: Connection, read_byte
     assert connection.send(*in_reads(post + GET, read_bytes)) == answer(f"POST /p {size}") + answer("GET /a 0")
 
 
+def test_reading_goes_on_behind_a_piece_of_waiting_requests(loop: ManualLoop) -> None:
+    connection = Connection(loop, answer_at_once)
+    requests = GET * (_PIECE_BYTES // len(GET) - 1)
+    requests += head_of(_PIECE_BYTES - len(requests))
+    expected = answer("ok") * requests.count(b"GET")
+    assert connection.send(requests + GET[:5]) == expected
+    assert connection.send(GET[5:]) == answer("ok")
+
+
+def test_what_a_transport_delivers_although_it_was_paused_keeps_its_order(loop: ManualLoop) -> None:
+    app = Gate(open_now=False)
+    connection = Connection(loop, app)
+    requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % i for i in range(1000))
+    for read in in_reads(requests, 9000):
+        connection.protocol.data_received(read)
+    app.opened.set()
+    assert connection.send() == b"".join(answer(f"GET /{i} 0") for i in range(1000))
+
+
+def test_a_shutdown_answers_what_was_parsed_and_asks_for_no_more(loop: ManualLoop) -> None:
+    app = Gate(open_now=False)
+    connection = Connection(loop, app)
+    connection.send(GET * 1000)
+    under_way = 1 + len(connection.protocol.pipeline)
+    connection.protocol.shutdown()
+    app.opened.set()
+    assert connection.send() == answer("GET /a 0") * (under_way - 1) + last_answer("GET /a 0")
+    assert connection.is_closed()
+    assert len(app.asked) == under_way < 1000
+
+
 def test_http_1_0_needs_no_host_and_ends_the_connection(connection: Connection) -> None:
     assert connection.send(b"GET /a HTTP/1.0\r\n\r\n") == last_answer("GET /a 0")
     assert connection.is_ended()
@@ -371,6 +402,11 @@ def test_the_limit_is_exact_wherever_the_blank_line_is_cut(loop: ManualLoop, cut
     assert_error(Connection(loop, Gate()).send(refused[:cut], refused[cut:]), 431)
 
 
+def test_the_head_is_not_counted_with_the_body(connection: Connection) -> None:
+    post = head_of(HEAD_BYTES, start=b"POST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n")
+    assert connection.send(post + b"5", b"\r\nhello\r\n0\r\n\r\n") == answer("POST /p 5")
+
+
 def test_a_large_head_is_not_shown_to_the_application(connection: Connection, app: Gate) -> None:
     assert_error(connection.send(head_of(200_000)), 431)
     assert not app.asked
@@ -434,12 +470,15 @@ def fed_until_the_end(connection: Connection, start: bytes, repeated: bytes, rea
 
 
 def test_a_refused_client_may_go_on_sending_for_a_moment(connection: Connection, loop: ManualLoop, app: Gate) -> None:
+    loop.advance(HEAD_SECONDS - 0.1)
     assert_error(connection.send(head_of(70_000)), 431)
     assert connection.transport.eof_written
     assert not connection.is_closed()
     assert connection.send(GET, b"x" * 100_000) == b""
     assert connection.is_reading()
-    loop.advance(LINGER_SECONDS)
+    loop.advance(LINGER_SECONDS - 0.1)
+    assert not connection.is_closed()
+    loop.advance(0.1)
     assert connection.is_closed()
     assert not app.asked
 
@@ -554,6 +593,12 @@ def test_a_broken_body_gets_400(connection: Connection, in_one_read: bool) -> No
     assert not connection.state.tasks
 
 
+def test_a_client_whose_large_body_is_broken_may_go_on_sending_too(connection: Connection) -> None:
+    head, end = BROKEN_BODY
+    assert_error(connection.send(head + b"%x\r\n%b\r\n" % (200_000, b"x" * 200_000) + end), 400)
+    assert connection.is_reading()
+
+
 @pytest.mark.parametrize("waiting", [1, 2, 3])
 def test_a_broken_body_behind_a_request_under_way_is_not_asked_for(loop: ManualLoop, waiting: int) -> None:
     app = Gate(open_now=False)
@@ -659,6 +704,19 @@ def test_a_connection_may_rest_for_the_keep_alive(connection: Connection, loop: 
         assert not connection.is_closed()
     loop.advance(0.1)
     assert connection.is_closed()
+
+
+def test_the_keep_alive_ends_with_the_next_request(loop: ManualLoop) -> None:
+    for reads in ([GET, GET], [GET + GET[:-1], GET[-1:]]):
+        app = Gate()
+        connection = Connection(loop, app)
+        assert connection.send(reads[0]) == answer("GET /a 0")
+        app.opened.clear()
+        connection.send(reads[1])
+        loop.advance(10 * KEEP_ALIVE_SECONDS)
+        assert not connection.is_closed()
+        app.opened.set()
+        assert connection.send() == answer("GET /a 0")
 
 
 def test_blank_lines_do_not_prolong_the_keep_alive(connection: Connection, loop: ManualLoop) -> None:

@@ -1,0 +1,1 @@
+"""Whole nodes over a real Valkey: what an operator would see."""

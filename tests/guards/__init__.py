@@ -1,0 +1,11 @@
+"""Every guard of the consistency core is removed once, and a test must notice.
+
+Each `*.patch` here is a small unified diff against `cache_node/` that takes one guard away, with three lines before it:
+
+    Guard: what the removed line guards
+    Race: one of RACES (races.py), or `Guarantee: …`
+    Test: the pytest node id of the test that must fail
+
+`python -m tests.guards` (`make guards`) applies each to a copy of the checkout and runs its test there.  A patch that
+does not apply any more must be renewed: it is an error, as is a guard whose removal no test notices.
+"""

@@ -1,0 +1,107 @@
+"""Runs tests in copies of the checkout, one guard less in each, and says whether that was noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tests.guards.patch import Patch, PatchError, apply_patch, copy_checkout
+from tests.guards.verdict import VARIABLE, EndOfTest, read_endings
+
+TEST_SECONDS = 30.0
+"""A test that takes longer without its guard has not noticed, it hangs."""
+ALL_TESTS_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`caught`: the test failed with an assertion; `MISSED`: it passed; `ERROR`: whatever else `words` say."""
+
+    kind: Literal["caught", "MISSED", "ERROR"]
+    seconds: float
+    words: str = ""
+
+
+def run_without(patch: Patch, checkout: Path) -> Outcome:
+    """Take the guard away in a copy and run its test there."""
+    started = time.monotonic()
+
+    def outcome(kind: Literal["caught", "MISSED", "ERROR"], words: str = "") -> Outcome:
+        return Outcome(kind, time.monotonic() - started, words)
+
+    with tempfile.TemporaryDirectory(prefix="cache-node-guards-") as folder:
+        copy = copy_checkout(checkout, Path(folder))
+        try:
+            apply_patch(patch, copy)
+        except PatchError as error:
+            return outcome("ERROR", str(error))
+        run = _pytest([patch.test], copy, ["-x"], TEST_SECONDS)
+        if run.status is None:
+            return outcome("ERROR", f"was not done within {TEST_SECONDS:g} s")
+        wrong = [ending for ending in run.endings if not Path(ending.package).is_relative_to(copy)]
+        if wrong:
+            return outcome("ERROR", f"did not test the copy, but {wrong[0].package}")
+        if run.status == 0 and run.endings:
+            return outcome("MISSED", patch.guard)
+        if run.status == 1 and run.endings and all(e.ending != "other" for e in run.endings):
+            return outcome("caught", next(e.words for e in run.endings if e.ending == "assertion"))
+        return outcome("ERROR", next((e.words for e in run.endings if e.ending == "other"), run.last_words))
+
+
+def run_unpatched(patches: Sequence[Patch], checkout: Path) -> list[str]:
+    """Run all named tests with all guards in place; one line for each that does not pass."""
+    tests = sorted({patch.test for patch in patches})
+    with tempfile.TemporaryDirectory(prefix="cache-node-guards-") as folder:
+        run = _pytest(tests, copy_checkout(checkout, Path(folder)), [], ALL_TESTS_SECONDS)
+    if run.status == 0:
+        return []
+    lines = [
+        f"ERROR    with all guards in place {e.test} fails: {e.words}" for e in run.endings if e.ending != "passed"
+    ]
+    return lines or [f"ERROR    with all guards in place the tests do not run: {run.last_words}"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    status: int | None
+    """pytest's exit status; None if it had to be ended."""
+    endings: list[EndOfTest]
+    last_words: str
+
+
+def _pytest(tests: Sequence[str], copy: Path, options: Sequence[str], seconds: float) -> _Run:
+    verdict = copy.parent / "verdict"
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "tests.guards.verdict", "--tb=short", *options]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("CACHE_NODE_", "PYTEST_"))}
+    environ |= {VARIABLE: str(verdict), "PYTHONDONTWRITEBYTECODE": "1"}
+    with (copy.parent / "output").open("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *arguments, *tests],
+            cwd=copy,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        lines = [line.strip() for line in output.read().splitlines() if line.strip()]
+    return _Run(status, read_endings(verdict), " | ".join(lines[-3:]))

@@ -1,0 +1,223 @@
+"""401s that are believed: when one is kept, how long it stands, and what becomes of an entry that one contradicts.
+
+Whether the origin's 401 may be believed at all is the origin client's to find out (tests/sessions/test_origin.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from cache_node.feed.events import Event, EventType
+from cache_node.sessions.answer import Wants
+from cache_node.sessions.reader import REFUSAL_SECONDS
+from tests.fakes import (
+    Gate,
+    ScriptedNode,
+    changed,
+    flush,
+    following_node,
+    identity_changed,
+    revoked,
+    version_of,
+)
+
+NO_CACHE = Wants(no_cache=True)
+
+
+def identity_deleted() -> list[Event]:
+    return [Event(EventType.IDENTITY_DELETED, None, "another")]
+
+
+# Kept for a few seconds, in memory -------------------------------------------------------------------------------------
+
+
+async def refused_node() -> ScriptedNode:
+    """A node that has kept a 401 for `token`."""
+    node = await following_node()
+    node.origin.sessions[b"token"].valid = False
+    assert (await node.read("token")).status == 401
+    return node
+
+
+async def test_a_refusal_is_given_again_for_a_few_seconds() -> None:
+    """Made-up tokens cost the origin one request each, not one a second; the age counts from that request."""
+    node = await refused_node()
+    node.clock.advance(1.0)
+    answer = await node.read("token")
+    assert (answer.status, answer.tier, answer.detail, answer.age_seconds) == (401, "negative", "negative", 1.0)
+    await node.follow()
+    node.clock.advance(1.0)
+    await node.follow()
+    node.clock.advance(REFUSAL_SECONDS - 2.0)
+    await node.follow()
+
+    assert (await node.read("token")).tier == "origin"
+    assert node.origin.reads == 2
+
+
+async def test_a_refusal_is_never_shared_through_redis() -> None:
+    """It is not worth a write, and a neighbour could not judge it."""
+    node = await refused_node()
+
+    assert node.redis.stored == {}
+
+
+async def test_a_refusal_stands_while_sessions_are_only_revoked() -> None:
+    """Revocations make no session valid, so a flood of them costs no refusal."""
+    node = await refused_node()
+    node.log.server.append([*revoked("another"), *revoked("session-1")])
+    await node.follow()
+
+    assert (await node.read("token")).tier == "negative"
+
+
+@pytest.mark.parametrize("event", [changed, identity_changed, identity_deleted, flush])
+async def test_a_refusal_falls_with_any_other_event(event: Callable[[], list[Event]]) -> None:
+    """A disabled identity that is enabled again makes its sessions valid, and a refusal knows no ids to be named by."""
+    node = await refused_node()
+    node.origin.sessions[b"token"].valid = True
+    node.log.server.append(event())
+    await node.follow()
+
+    assert (await node.read("token")).status == 200
+
+
+async def test_an_event_during_a_fill_that_is_refused() -> None:
+    """Refused, then the identity is enabled, then the 401 arrives: it is not kept, and no late joiner gets it."""
+    node = await following_node()
+    node.origin.sessions[b"token"].valid = False
+    node.origin.gate = gate = Gate()
+    reader_a = asyncio.create_task(node.read("token"))
+    await gate.arrived()
+    node.origin.sessions[b"token"].valid = True
+    node.log.server.append(identity_changed())
+    await node.follow()
+    reader_b = asyncio.create_task(node.read("token"))
+    await asyncio.sleep(0)
+    node.origin.gate = None
+    gate.open()
+
+    assert (await reader_a).status == 401
+    assert (await reader_b).status == 200
+    assert (await node.read("token")).status == 200
+
+
+async def test_a_revocation_during_a_fill_that_is_refused() -> None:
+    """The harmless order: a 401 is not older than a revocation in anything that matters."""
+    node = await following_node()
+    node.origin.sessions[b"token"].valid = False
+    node.origin.gate = gate = Gate()
+    reader_a = asyncio.create_task(node.read("token"))
+    await gate.arrived()
+    node.log.server.append(revoked())
+    await node.follow()
+    reader_b = asyncio.create_task(node.read("token"))
+    await asyncio.sleep(0)
+    gate.open()
+
+    assert [(await reader).status for reader in (reader_a, reader_b)] == [401, 401]
+    assert node.origin.reads == 1
+    assert (await node.read("token")).tier == "negative"
+
+
+async def test_a_refusal_is_not_for_those_who_demand_more() -> None:
+    """no-cache, max-age and min-position ask the origin, whatever was refused before."""
+    node = await refused_node()
+    node.origin.sessions[b"token"].valid = True
+    for wants in (NO_CACHE, Wants(max_age_seconds=60.0), Wants(min_position=node.fence.position)):
+        node.memory.discard(next(iter(node.redis.stored), b""))
+        assert (await node.read("token", wants)).status == 200
+
+
+async def test_a_later_answer_takes_the_place_of_a_refusal() -> None:
+    """What is kept of a key is the origin's newest word."""
+    node = await refused_node()
+    node.origin.sessions[b"token"].valid = True
+    await node.read("token", NO_CACHE)
+
+    assert (await node.read("token")).tier == "memory"
+    node.origin.sessions[b"token"].valid = False
+    assert (await node.read("token", NO_CACHE)).status == 401
+    assert (await node.read("token")).tier == "negative"
+
+
+# Against what the feed proves unchanged ---------------------------------------------------------------------------------
+
+
+async def test_a_believed_401_that_contradicts_an_entry_kills_it() -> None:
+    """The origin is right and the feed has missed something: the entry is dead, in both tiers, and that is counted."""
+    node = await following_node()
+    await node.read("token")
+    node.origin.sessions[b"token"].valid = False
+    assert (await node.read("token")).tier == "memory", "no event has told"
+
+    assert (await node.read("token", NO_CACHE)).status == 401
+    assert node.reader.counts["missed_events"] == 1
+    assert (await node.read("token")).tier == "negative"
+    assert len(node.memory) == 0
+    assert node.redis.stored == {}
+    node.clock.advance(REFUSAL_SECONDS)
+    await node.follow()
+    assert (await node.read("token")).status == 401, "and it stays dead when the refusal is over"
+
+
+async def test_an_event_that_comes_while_a_401_is_on_its_way_was_not_missed() -> None:
+    """The change is committed, the event is a moment later: that is how it always is, and nothing to be alarmed by."""
+    node = await following_node()
+    await node.read("token")
+    node.origin.sessions[b"token"].valid = False
+    node.origin.gate = gate = Gate()
+    reader = asyncio.create_task(node.read("token", NO_CACHE))
+    await gate.arrived()
+    node.log.server.append(revoked())
+    await node.follow()
+    gate.open()
+
+    assert (await reader).status == 401
+    assert node.reader.counts["missed_events"] == 0
+
+
+async def test_a_401_that_nobody_vouches_for_is_passed_on_and_nothing_else() -> None:
+    """An origin without a readiness path: never kept, and no entry falls because of it."""
+    node = await following_node()
+    node.origin.believes_401 = False
+    await node.read("token")
+    node.origin.sessions[b"token"].valid = False
+
+    assert (await node.read("token", NO_CACHE)).status == 401
+    assert (await node.read("token")).tier == "memory"
+    node.log.server.append(revoked())
+    await node.follow()
+    assert [(await node.read("token")).tier for _ in range(2)] == ["origin", "origin"]
+
+
+# The answer to no credential --------------------------------------------------------------------------------------------
+
+
+async def test_the_anonymous_answer_is_the_origins_and_asked_for_once() -> None:
+    """It is true without the origin, without a lease, and after any event."""
+    node = await following_node()
+    first = await node.reader.read_anonymous()
+    assert (first.status, first.tier, first.detail) == (401, "origin", "anonymous")
+    node.origin.down = True
+    node.log.server.append(flush())
+    await node.follow()
+    node.clock.advance(59.0)
+
+    again = await node.reader.read_anonymous()
+    assert (again.status, again.tier, again.body, again.age_seconds) == (401, "negative", first.body, 59.0)
+    node.clock.advance(3600.0)
+    assert (await node.reader.read_anonymous()).body == first.body, "asked again, and the origin is down"
+
+
+async def test_an_entry_outlives_the_refusal_of_another_credential() -> None:
+    """Keys do not mix."""
+    node = await following_node()
+    await node.read("token")
+    assert (await node.read("made-up")).status == 401
+
+    assert version_of(await node.read("token")) == 0
+    assert (await node.read("made-up")).tier == "negative"
