@@ -31,6 +31,7 @@ from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.reader import Reader
 from cache_node.sessions.sealing import seal, unseal
+from tests.waiting import NotInTimeError
 
 MAX_STALENESS_SECONDS = 2.0
 SECRET = "a secret of at least thirty-two characters"
@@ -378,6 +379,15 @@ async def following_node(**options: Any) -> ScriptedNode:
     node = ScriptedNode(LogServer(), origin, clock, **options)
     await node.follow()
     return node
+
+
+async def turns_until(predicate: Callable[[], bool]) -> None:
+    """Give the loop its turns, and stop in the very one in which it is so: whom it wakes up is not awake yet."""
+    for _ in range(100):
+        if predicate():
+            return
+        await asyncio.sleep(0)
+    raise NotInTimeError("not so within 100 turns of the loop")
 
 
 def version_of(answer: Answer) -> int:

@@ -30,6 +30,7 @@ class Membership:
 
     @property
     def field_name(self) -> str:
+        """The field of the registry that is this process's own."""
         return f"{self.node_id} {self.incarnation}"
 
     def next_record(self, applied: Position | None) -> str:

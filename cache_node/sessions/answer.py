@@ -24,6 +24,7 @@ class Wants:
 
     @property
     def is_plain(self) -> bool:
+        """Whether any answer that may be given from a tier will do."""
         return not self.no_cache and self.max_age_seconds is None and self.min_position is None
 
 

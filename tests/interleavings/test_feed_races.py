@@ -330,24 +330,27 @@ async def test_entry_of_more_events_than_the_cap_is_one_flush() -> None:
 
 
 def trimmed_to_the_last(server: LogServer) -> None:
-    server.append(changed("somebody-else"))
-    server.append(changed("somebody-else"))
+    for named in (revoked(), changed("somebody-else"), changed("somebody-else")):
+        server.append(named)
     server.trim_before(server.number)
 
 
 def trimmed_to_nothing(server: LogServer) -> None:
-    server.append(changed("somebody-else"))
+    server.append(revoked())
     server.stream.clear()
 
 
 def trimmed_into_a_batch(server: LogServer) -> None:
-    """The oldest entry left is 4 to 6: what its count does not reach is missing."""
+    """What is left is one entry, 4 to 6: its count does not reach back to 3."""
+    server.append(revoked())
     server.append(changed("somebody-else") * 3)
     server.trim_before(server.number)
 
 
 def last_entry_missing(server: LogServer) -> None:
+    """The page ends at 3, which it was promised to be 4."""
     server.append(changed("somebody-else"))
+    server.append(revoked())
     del server.stream[-1]
 
 
@@ -357,13 +360,7 @@ async def test_gap_is_never_stepped_over(lose: Callable[[LogServer], None]) -> N
     s = await scene()
     await s.cache()
     s.session.version = 1
-    if lose is last_entry_missing:
-        s.server.append(changed("somebody-else"))
-        s.server.append(revoked())
-        del s.server.stream[-1]
-    else:
-        s.server.append(revoked())
-        lose(s.server)
+    lose(s.server)
     assert await s.node.follower.confirm(), "it asks again at once"
     assert state_of(s.node) is FeedState.RESETTING
     assert not s.node.lease.holds()

@@ -10,7 +10,16 @@ import pytest
 from cache_node.feed.events import Event
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.origin import OriginAnswer
-from tests.fakes import Gate, ScriptedNode, ScriptedOrigin, changed, following_node, identity_changed, version_of
+from tests.fakes import (
+    Gate,
+    ScriptedNode,
+    ScriptedOrigin,
+    changed,
+    following_node,
+    identity_changed,
+    turns_until,
+    version_of,
+)
 
 
 async def test_fill_race_on_one_node() -> None:
@@ -149,13 +158,13 @@ async def test_a_lagging_node_cannot_put_the_old_answer_back() -> None:
     await b.follow()
     origin = a.origin
 
-    origin.gate = Gate()
+    origin.gate = gate = Gate()
     reader_b = asyncio.create_task(b.read("token"))
-    await origin.gate.arrived()
+    await gate.arrived()
     origin.sessions[b"token"].version = 1
     a.log.server.append(changed())
     await a.follow()
-    origin.gate, gate = None, origin.gate
+    origin.gate = None
     assert version_of(await a.read("token")) == 1
     gate.open()
     assert version_of(await reader_b) == 0
@@ -213,8 +222,7 @@ async def test_a_fill_whose_readers_have_all_gone_is_kept() -> None:
     reader.cancel()
     await asyncio.wait([reader])
     node.origin.gate.open()
-    while not len(node.memory):
-        await asyncio.sleep(0)
+    await turns_until(lambda: len(node.memory) == 1)
 
     assert (await node.read("token")).tier == "memory"
 

@@ -18,6 +18,7 @@ from tests.fakes import (
     changed,
     following_node,
     identity_changed,
+    turns_until,
     version_of,
 )
 
@@ -135,9 +136,7 @@ async def test_a_rejection_costs_one_request_more(event: Callable[[], list[Event
 
 async def stored(node: ScriptedNode) -> None:
     """Until the run has stored its result; its readers are not awake then."""
-    async with asyncio.timeout(5):
-        while not len(node.memory):
-            await asyncio.sleep(0)
+    await turns_until(lambda: len(node.memory) == 1)
 
 
 async def test_an_event_between_the_end_of_a_run_and_the_waking_of_a_late_joiner() -> None:

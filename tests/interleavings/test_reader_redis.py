@@ -1,4 +1,4 @@
-"""Entries of the redis tier: whoever stored them, each reader judges them by its own fence and lease, after the read."""
+"""Entries of the redis tier: whoever stored them, each reader judges them by its own fence and lease after the read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.fakes import (
     following_node,
     identity_changed,
     revoked,
+    turns_until,
     version_of,
 )
 
@@ -133,9 +134,7 @@ async def test_an_entry_without_a_lease_is_a_miss_for_early_joiners_too() -> Non
 
 async def in_memory(node: ScriptedNode) -> None:
     """Until the run has kept the entry; its readers are not awake then."""
-    async with asyncio.timeout(5):
-        while not len(node.memory):
-            await asyncio.sleep(0)
+    await turns_until(lambda: len(node.memory) == 1)
 
 
 async def test_an_event_between_the_end_of_a_run_and_the_waking_of_its_readers() -> None:

@@ -31,7 +31,7 @@ def identity_deleted() -> list[Event]:
     return [Event(EventType.IDENTITY_DELETED, None, "another")]
 
 
-# Kept for a few seconds, in memory -------------------------------------------------------------------------------------
+# Kept for a few seconds, in memory ------------------------------------------------------------------------------------
 
 
 async def refused_node() -> ScriptedNode:
@@ -144,7 +144,7 @@ async def test_a_later_answer_takes_the_place_of_a_refusal() -> None:
     assert (await node.read("token")).tier == "negative"
 
 
-# Against what the feed proves unchanged ---------------------------------------------------------------------------------
+# Against what the feed proves unchanged -------------------------------------------------------------------------------
 
 
 async def test_a_believed_401_that_contradicts_an_entry_kills_it() -> None:
@@ -194,7 +194,7 @@ async def test_a_401_that_nobody_vouches_for_is_passed_on_and_nothing_else() -> 
     assert [(await node.read("token")).tier for _ in range(2)] == ["origin", "origin"]
 
 
-# The answer to no credential --------------------------------------------------------------------------------------------
+# The answer to no credential ------------------------------------------------------------------------------------------
 
 
 async def test_the_anonymous_answer_is_the_origins_and_asked_for_once() -> None:

@@ -1,0 +1,133 @@
+"""Nodes as processes: frozen, terminated, killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import aiohttp
+import psutil
+import pytest
+
+from cache_node.demo.origin import DemoOrigin
+from cache_node.embedded import EmbeddedValkey
+from cache_node.environment import PublisherSettings
+from cache_node.sources.publisher import AsyncPublisher
+from tests.e2e.processes import ServeProcess
+from tests.e2e.region import PASSWORD, Seen, ask
+from tests.proxy import Proxy
+from tests.waiting import eventually
+
+STALENESS = 1.0
+
+
+async def _sign_in(origin: DemoOrigin) -> tuple[str, str]:
+    await origin.create_identity("ada@example.test", PASSWORD)
+    token, session = await origin.login_token("ada@example.test", PASSWORD)
+    return token, str(session["id"])
+
+
+async def _until_fresh(client: aiohttp.ClientSession, node: ServeProcess) -> None:
+    async def is_fresh() -> bool:
+        async with client.get(f"{node.public_url}/health/fresh") as answer:
+            return answer.status == 200
+
+    await eventually(is_fresh, lambda: node.stderr, 10.0)
+
+
+async def _until_hit(client: aiohttp.ClientSession, node: ServeProcess, token: str) -> None:
+    async def is_hit() -> bool:
+        return (await ask(client, node.public_url, token)).is_hit
+
+    await eventually(is_hit, lambda: node.stderr, 10.0)
+
+
+async def test_frozen_node(valkey: EmbeddedValkey, origin: DemoOrigin, client: aiohttp.ClientSession) -> None:
+    """A node frozen longer than max_staleness gives nothing from cache after its wake-up before a new confirm: the
+    session was revoked meanwhile, and Redis cannot be reached when it wakes up."""
+    async with (
+        Proxy(valkey.url) as link,
+        ServeProcess(origin.public_url, link.url, max_staleness_seconds=str(STALENESS)) as node,
+        AsyncPublisher(settings=PublisherSettings(valkey.url, max_staleness_seconds=STALENESS)) as publisher,
+    ):
+        token, session_id = await _sign_in(origin)
+        await _until_hit(client, node, token)
+        node.send(signal.SIGSTOP)
+        link.cut()
+        await origin.revoke_session(session_id)
+        receipt = await publisher.session_revoked(session_id, wait=True)
+        assert receipt.dead_everywhere, receipt
+        asked = [asyncio.create_task(ask(client, node.public_url, token)) for _ in range(20)]
+        node.send(signal.SIGCONT)
+        answers: list[Seen] = list(await asyncio.gather(*asked))
+        answers += [await ask(client, node.public_url, token) for _ in range(20)]
+        assert {seen.status for seen in answers} == {401}, answers
+        assert not any(seen.is_hit for seen in answers), "no lease, so nothing is from cache"
+        link.mend()
+        await _until_fresh(client, node)
+
+
+async def test_sigterm_answers_what_is_under_way(
+    valkey: EmbeddedValkey, origin: DemoOrigin, client: aiohttp.ClientSession
+) -> None:
+    """SIGTERM: ready goes 503, the request under way is answered, the node leaves the registry, exit status 0."""
+    async with Proxy(origin.public_url) as link, ServeProcess(link.url, valkey.url) as node:
+        token, _ = await _sign_in(origin)
+        await _until_fresh(client, node)
+        link.hold_replies()
+        under_way = asyncio.create_task(ask(client, node.public_url, token))
+        async with asyncio.timeout(5):
+            await link.held.wait()
+        node.send(signal.SIGTERM)
+
+        async def is_draining() -> bool:
+            async with client.get(f"{node.public_url}/health/ready") as answer:
+                return answer.status == 503
+
+        await eventually(is_draining, lambda: node.stderr, 5.0)
+        assert node.process.poll() is None
+        link.release_replies()
+        assert (await under_way).status == 200
+        assert await node.ended(5.0) == 0
+        async with AsyncPublisher(settings=PublisherSettings(valkey.url)) as publisher:
+            assert (await publisher.region_status())["nodes"] == []
+
+
+def _valkey_of(node: ServeProcess) -> psutil.Process:
+    children = psutil.Process(node.process.pid).children(recursive=True)
+    (server,) = [child for child in children if "valkey" in child.name()]
+    return server
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV], ids=lambda s: s.name)
+async def test_embedded_valkey_is_gone_with_the_node(
+    how: signal.Signals, origin: DemoOrigin, client: aiohttp.ClientSession
+) -> None:
+    """Without a Redis URL a real Valkey runs as a child, and ends with the node, whatever way that ends."""
+    async with ServeProcess(origin.public_url) as node:
+        await _until_fresh(client, node)
+        server = _valkey_of(node)
+        os.kill(node.process.pid, how)
+        await node.ended(10.0)
+        await eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, server.name, 5.0)
+
+
+async def test_a_node_starts_without_redis_and_origin(origin: DemoOrigin, client: aiohttp.ClientSession) -> None:
+    """Neither an unreachable Redis nor an unreachable origin keeps a node from starting; it says so in one line, is
+    ready, answers 503 or from the origin, and follows the feed when it comes."""
+    with EmbeddedValkey() as reserved:
+        port = reserved.port
+    async with ServeProcess(origin.public_url, f"redis://127.0.0.1:{port}") as node:
+        token, _ = await _sign_in(origin)
+
+        async def is_ready() -> bool:
+            async with client.get(f"{node.public_url}/health/ready") as answer:
+                return answer.status == 200
+
+        await eventually(is_ready, lambda: node.stderr, 5.0)
+        first = await ask(client, node.public_url, token)
+        assert (first.status, first.is_hit) == (200, False)
+        await eventually(lambda: node.stderr.count("WARNING") == 1, lambda: node.stderr, 5.0)
+        with EmbeddedValkey(port=port):
+            await _until_hit(client, node, token)

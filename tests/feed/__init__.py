@@ -1,0 +1,1 @@
+"""The feed: units against plain models, scripts and follower against a real Valkey."""
