@@ -60,6 +60,7 @@ class Node:
         self._given = settings
         self._clock = clock or SystemClock()
         self._draining = False
+        self._servers: list[HttpServer] = []
         self._stack = contextlib.AsyncExitStack()
         self.public_url = ""
         self.admin_url = ""
@@ -94,17 +95,22 @@ class Node:
         self._stack.callback(parts.follower.stop)
         health = Health(parts.follower, lambda: self._draining)
         self._whoami = Whoami(parts.reader, parts.stats, settings.session_cookie, _router(health))
+        self._stack.push_async_callback(self._drain)
         self.public_url = await self._listen(self._whoami, public)
         self.admin_url = await self._listen(admin_app(parts), admin)
 
     async def stop(self) -> None:
         """Answer what is under way (10 s at most), leave the registry, close everything."""
+        await self._stack.aclose()
+
+    async def _drain(self) -> None:
         self._draining = True
-        deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        ends_at = asyncio.get_running_loop().time() + DRAIN_SECONDS
         # The port stays open for these, so that a balancer can see that this node is not ready any more.
         if self._whoami.under_way:
-            await asyncio.wait(set(self._whoami.under_way), timeout=deadline - asyncio.get_running_loop().time())
-        await self._stack.aclose()
+            await asyncio.wait(set(self._whoami.under_way), timeout=DRAIN_SECONDS)
+        left = max(0.0, ends_at - asyncio.get_running_loop().time())
+        await asyncio.gather(*(server.drain(left) for server in self._servers))
 
     def _with_redis(self, settings: NodeSettings) -> NodeSettings:
         if settings.redis_url is not None:
@@ -184,9 +190,9 @@ class Node:
             await asyncio.sleep(_RESTART_SECONDS)
 
     async def _listen(self, app: Any, sock: Any) -> str:
-        server = HttpServer(app, sock, drain_seconds=DRAIN_SECONDS)
-        self._stack.push_async_callback(server.drain)
+        server = HttpServer(app, sock)
         await server.start()
+        self._servers.append(server)
         return f"http://{server.address}"
 
 

@@ -92,8 +92,8 @@ class HttpServer:
 
         self._server = await loop.create_server(connection, sock=self._sock, backlog=BACKLOG)
 
-    async def drain(self) -> None:
-        """Ends: no new connections, requests under way are answered, and after `drain_seconds` cut off.
+    async def drain(self, within_seconds: float | None = None) -> None:
+        """Ends: no new connections, requests under way are answered, and after `drain_seconds` (or so much) cut off.
 
         Returns when no connection and no request is left.  A server that has not started just closes its socket.
         """
@@ -103,7 +103,7 @@ class HttpServer:
         self._server.close()
         await asyncio.sleep(_GRACE_SECONDS)
         try:
-            async with asyncio.timeout(self._drain_seconds):
+            async with asyncio.timeout(self._drain_seconds if within_seconds is None else within_seconds):
                 await self._let_finish()
         except TimeoutError:
             await self._cut_off()

@@ -83,7 +83,7 @@ def test_an_identity_event_names_all_its_sessions() -> None:
     ids=["flush", "unreadable", "names no session", "names no identity"],
 )
 def test_what_might_name_anything_raises_the_floor(events: list[Event] | None) -> None:
-    """A flush, an entry this version cannot read, an event that fails to name anything: everything older is rejected."""
+    """A flush, an entry that cannot be read, an event that fails to name anything: everything older is rejected."""
     fence = fence_at(5)
     fence.apply(at(6), events)
     assert fence.floor == 6
@@ -435,7 +435,7 @@ class FenceMachine(RuleBasedStateMachine):
         number, events = self.unread.pop(0)
         if self.fence.replay(self.token, number, events):
             self.known.add(number)
-            self.start = number
+            self.start = min(self.start, number)
         else:
             self.unread = []
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
 from cache_node.app import Node
-from prometheus_client.parser import text_string_to_metric_families
+from tests.waiting import POLL_SECONDS, NotInTimeError
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ async def ask(
 ) -> Reply:
     """One request on a connection of its own; `body` is bytes, an async iterator of them (sent in chunks), or JSON."""
     data = json.dumps(body).encode() if isinstance(body, dict | list) else body
+    data = io.BytesIO(data) if isinstance(data, bytes) else data  # aiohttp warns of large bytes
     begun = time.monotonic()
     async with (
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client,
@@ -54,8 +57,9 @@ async def eventually(look: Callable[[], Awaitable[T]], is_right: Callable[[T], b
         seen = await look()
         if is_right(seen):
             return seen
-        assert time.monotonic() < deadline, f"not within {seconds:g} s, last seen: {seen!r}"
-        await asyncio.sleep(0.01)
+        if time.monotonic() > deadline:
+            raise NotInTimeError(f"not within {seconds:g} s, last seen: {seen!r}")
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def status_of(node: Node) -> dict[str, Any]:
