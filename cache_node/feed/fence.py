@@ -170,9 +170,14 @@ class Fence:
             self._drop_oldest()
 
     def begin_replay(self) -> int:
-        """Start lowering the floor from where it is; returns a token for `replay`.  At the start of a node only."""
-        self._replay_floor = self.floor  # a follower that failed and runs again replays again
-        self._floor = 0
+        """Start lowering the floor from where it is; returns a token for `replay`.
+
+        In a node's first life only, but there more than once: a follower that failed and runs again replays again.
+        """
+        self._replay_floor = self.floor
+        # What raised the floor above the position is not among what will be read back from there.
+        if self._position is not None and self.floor <= self._position.number:
+            self._floor = 0
         return self.resets
 
     def replay(self, token: int, number: int, events: Sequence[Event] | None) -> bool:

@@ -174,9 +174,9 @@ class Follower:
         self._woken.set()
 
     async def replay(self) -> None:
-        """Read the retained window backwards, lowering the floor as far as it has been read."""
+        """Read the retained window backwards, lowering the floor as far as it has been read.  Not after a reset."""
         position = self._fence.position
-        if position is None:
+        if position is None or self._fence.resets > 1:
             return
         token = self._fence.begin_replay()
         number = position.number

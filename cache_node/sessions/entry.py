@@ -50,11 +50,6 @@ class Entry(msgspec.Struct, gc=False):
         age = self.age_seconds(now)
         return age is not None and age <= limit_seconds
 
-    @property
-    def payload_bytes(self) -> int:
-        """Size of what it holds for the answer."""
-        return len(self.body) + sum(len(name) + len(value) for name, value in self.headers)
-
 
 class SessionFacts(msgspec.Struct, frozen=True):
     """What must be known of a session to cache its answer."""

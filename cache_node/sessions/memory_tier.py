@@ -11,8 +11,10 @@ from cache_node.feed.position import Position
 from cache_node.sessions.entry import Entry, Headers
 from cache_node.sessions.sieve import Sieve
 
-ENTRY_OVERHEAD_BYTES = 900
-"""What an entry costs beyond body and headers: slot, dict, key, ids, header tuples (tests/sessions/ measures it)."""
+ENTRY_OVERHEAD_BYTES = 540
+"""What an entry costs beyond what it holds: slot, dict, key, heads of objects (tests/sessions/ measures it)."""
+HEADER_OVERHEAD_BYTES = 145
+"""What each header line costs beyond its bytes: a tuple and two objects."""
 REFUSAL_SHARE = 1 / 32
 BODY_SHARE = 1 / 16
 """A body above this part of the bound is kept in neither tier."""
@@ -62,7 +64,8 @@ class MemoryTier:
         if len(entry.body) > self.max_body_bytes:
             self._entries.discard(name)
             return False
-        return self._entries.put(name, entry, entry.payload_bytes + ENTRY_OVERHEAD_BYTES)
+        ids = len(entry.session_id) + len(entry.identity_id)
+        return self._entries.put(name, entry, ids + _size_of(entry.body, entry.headers))
 
     def get_refusal(self, name: bytes) -> Refusal | None:
         """The refusal kept under the key's name."""
@@ -71,10 +74,14 @@ class MemoryTier:
     def put_refusal(self, name: bytes, refusal: Refusal) -> bool:
         """Keep the refusal, in place of what was known of the key."""
         self._entries.discard(name)
-        payload = len(refusal.body) + sum(len(name) + len(value) for name, value in refusal.headers)
-        return self._refusals.put(name, refusal, payload + ENTRY_OVERHEAD_BYTES)
+        return self._refusals.put(name, refusal, _size_of(refusal.body, refusal.headers))
 
     def discard(self, name: bytes) -> None:
         """Forget what is known of the key."""
         self._entries.discard(name)
         self._refusals.discard(name)
+
+
+def _size_of(body: bytes, headers: Headers) -> int:
+    lines = sum(len(name) + len(value) + HEADER_OVERHEAD_BYTES for name, value in headers)
+    return len(body) + lines + ENTRY_OVERHEAD_BYTES

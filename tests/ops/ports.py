@@ -33,9 +33,7 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-async def ask(
-    method: str, url: str, body: object = None, *, headers: Mapping[str, str] | None = None
-) -> Reply:
+async def ask(method: str, url: str, body: object = None, *, headers: Mapping[str, str] | None = None) -> Reply:
     """One request on a connection of its own; `body` is bytes, an async iterator of them (sent in chunks), or JSON."""
     data = json.dumps(body).encode() if isinstance(body, dict | list) else body
     data = io.BytesIO(data) if isinstance(data, bytes) else data  # aiohttp warns of large bytes
