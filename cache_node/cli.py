@@ -291,7 +291,8 @@ def _publish(
     if json_output:
         click.echo(json.dumps(answer))
     else:
-        named = event.session_id or event.identity_id
+        named = event.session_id or event.identity_id or ""
+        named = named if named.isprintable() else ascii(named)  # an id is anybody's text, the terminal is ours
         click.echo(f"published {event.type.value}{f' {named}' if named else ''} at position {answer.get('position')}")
     if wait:
         _judge(answer, json_output)

@@ -241,6 +241,12 @@ class ScriptedSession:
     expires_at: str = "2030-01-01T00:00:00Z"
 
 
+_REFUSAL_BODY = (
+    b'{"error":{"code":401,"status":"Unauthorized","reason":"No valid session credentials found in the request.",'
+    b'"message":"The request could not be authorized"}}\n'
+)
+
+
 class ScriptedOrigin:
     """The origin as the truth of a test.  An answer shows the state at the moment when its read reached the origin.
 
@@ -260,6 +266,9 @@ class ScriptedOrigin:
         self.believes_401 = True
         self.reads = 0
         self.passed_on = 0
+        self.last_passed_on: tuple[str, str, Sequence[tuple[bytes, bytes]], bytes] | None = None
+        self.pass_on_answer: OriginAnswer | None = None
+        self.refusal_body = _REFUSAL_BODY
 
     def add(self, token: str, session_id: str = "session-1", identity_id: str = "identity-1") -> ScriptedSession:
         session = self.sessions[token.encode()] = ScriptedSession(session_id, identity_id)
@@ -287,9 +296,10 @@ class ScriptedOrigin:
         self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
     ) -> OriginAnswer:
         self.passed_on += 1
+        self.last_passed_on = method, target, headers, body
         if self.down:
             raise OriginUnavailableError("unreachable", "the scripted origin is down")
-        return self._refusal()
+        return self.pass_on_answer or self._refusal()
 
     def _now(self, token: bytes) -> OriginAnswer:
         session = self.sessions.get(token)
@@ -310,9 +320,8 @@ class ScriptedOrigin:
         return OriginAnswer(200, tuple(headers), json.dumps(body).encode() + b"\n", self._clock.wall())
 
     def _refusal(self) -> OriginAnswer:
-        body = b'{"error":{"code":401,"status":"Unauthorized","message":"The request could not be authorized"}}\n'
         headers = ((b"content-type", b"application/json"),)
-        return OriginAnswer(401, headers, body, self._clock.wall(), believed=self.believes_401)
+        return OriginAnswer(401, headers, self.refusal_body, self._clock.wall(), believed=self.believes_401)
 
 
 class ScriptedNode:

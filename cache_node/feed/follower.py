@@ -32,7 +32,6 @@ SERVER_SHARE = 0.1
 DRIFT = 0.01
 """Part of the lease given up, for clocks of node and receipt's waiter that do not run at one speed."""
 WAKE_BLOCK_SECONDS = 1.0
-REPLAY_PAGE_ENTRIES = 1000
 SWEEP_SECONDS = 60.0
 
 
@@ -85,6 +84,11 @@ class Follower:
     def is_fresh(self) -> bool:
         """Whether answers from the tiers may be given now."""
         return self.state is FeedState.FOLLOWING
+
+    @property
+    def nodes_known(self) -> int | None:
+        """Records in the registry when this node confirmed last; None before it ever did."""
+        return self._nodes if self.counts["confirms"] else None
 
     @property
     def seconds_since_confirmed(self) -> float | None:
@@ -181,13 +185,13 @@ class Follower:
         token = self._fence.begin_replay()
         number = position.number
         while number > 0:
-            page = await self._log.read_back(Position(position.generation, number), REPLAY_PAGE_ENTRIES)
+            page = await self._log.read_back(Position(position.generation, number), PAGE_ENTRIES)
             for entry in page:
                 # Another server than the position's may lack its last events: they must follow without a hole.
                 if entry.number != number or not self._fence.replay(token, entry.number, entry.events):
                     return
                 number -= len(entry.events or ())
-            if len(page) < REPLAY_PAGE_ENTRIES:
+            if len(page) < PAGE_ENTRIES:
                 return
 
     # The loops ------------------------------------------------------------------------------------------------------
@@ -238,15 +242,20 @@ class Follower:
                 await asyncio.sleep(self._spacing)
 
     @property
+    def _fair_spacing(self) -> float:
+        """Between confirms of one node, so that those of all nodes together stay below their share of the server."""
+        return self._nodes * CONFIRM_COST_SECONDS / SERVER_SHARE
+
+    @property
     def _spacing(self) -> float:
-        """Between confirms that events cause: coalesces, and bounds what all nodes together ask of the server."""
-        return min(self._nodes * CONFIRM_COST_SECONDS / SERVER_SHARE, self._max_staleness / CONFIRMS_PER_STALENESS)
+        """Between confirms that events cause: coalesces, but never makes them rarer than those of a quiet feed."""
+        return min(self._fair_spacing, self._max_staleness / CONFIRMS_PER_STALENESS)
 
     @property
     def _pace(self) -> float:
-        """Between confirms of a quiet feed."""
+        """Between confirms of a quiet feed: slower with many nodes, but two must fit into a lease."""
         usual = self._max_staleness / CONFIRMS_PER_STALENESS
-        return min(max(usual, self._spacing), 2 * usual)
+        return min(max(usual, self._fair_spacing), 2 * usual)
 
     async def _wake_forever(self) -> None:
         heard_to = Position(0, 0)

@@ -21,7 +21,7 @@ from cache_node.feed.position import Position
 from cache_node.feed.redis_client import REDIS_ERRORS, build_client, feed_unavailable, run_script
 from cache_node.feed.registry import RegistryReading
 
-PAGE_ENTRIES = 1000
+PAGE_ENTRIES = 256
 """Feed entries that one confirm returns at most."""
 
 
@@ -74,9 +74,12 @@ class RedisLog:
             if client is not None:
                 await client.aclose()
 
-    async def append(self, entries: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
-        """Write the events as one feed entry, once; returns the position of the last.  Repeating is the caller's."""
-        args = [shown_generation, events.encode(source, entries), len(entries), retain]
+    async def append(self, published: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
+        """Write the events, all or none, once; returns the position of the last one.  Repeating is the caller's."""
+        args: list[int | bytes] = [shown_generation, retain]
+        for start in range(0, len(published), events.ENTRY_EVENTS):
+            part = published[start : start + events.ENTRY_EVENTS]
+            args += [len(part), events.encode(source, part)]
         async with self._call("publishing"):
             reply = await run_script(self._client, scripts.APPEND, [self._names.generation, self._names.feed], args)
         return Position.parse(reply)

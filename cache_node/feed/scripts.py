@@ -37,18 +37,22 @@ local function current(shown)
 end
 """
 
-# ARGV[2] source and events as msgpack, ARGV[3] their count, ARGV[4] events to retain.
+# ARGV[2] events to retain; then for each entry the count of its events, and source and events as msgpack.
 # Trims by number, never by age: after a quiet night an age trim would leave every node with a gap.
 _APPEND = """
 local generation, number = current(ARGV[1])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-number = number + tonumber(ARGV[3])
+local head = '\\148' .. cmsgpack.pack(1) .. cmsgpack.pack(now)
 local text = string.format('%.0f', generation)
-local id = text .. '-' .. string.format('%.0f', number)
-redis.call('XADD', KEYS[2], id, 'e', '\\148' .. cmsgpack.pack(1) .. cmsgpack.pack(now) .. ARGV[2])
+local id
+for i = 3, #ARGV, 2 do
+  number = number + tonumber(ARGV[i])
+  id = text .. '-' .. string.format('%.0f', number)
+  redis.call('XADD', KEYS[2], id, 'e', head .. ARGV[i + 1])
+end
 redis.call('HSET', KEYS[1], 'number', string.format('%.0f', number))
-local oldest = number - tonumber(ARGV[4])
+local oldest = number - tonumber(ARGV[2])
 if oldest > 0 then
   redis.call('XTRIM', KEYS[2], 'MINID', '~', text .. '-' .. string.format('%.0f', oldest))
 end

@@ -190,13 +190,13 @@ def _with_request_id(answer: Answer, headers: list[tuple[bytes, bytes]]) -> Answ
     """Kratos repeats `X-Request-ID` in the body of these errors; a fill and a stored answer know none."""
     if answer.tier == "bypass" or answer.status not in (400, 401, 500):
         return answer
-    request_id = next((value for name, value in headers if name == b"x-request-id" and value), None)
+    request_id = next((value.strip(b" \t") for name, value in headers if name == b"x-request-id"), b"")
     head = _ERROR_HEAD.match(answer.body)
-    if request_id is None or head is None or not _is_utf8(request_id):
+    if not request_id or head is None or not _is_utf8(request_id):
         return answer
     quoted = orjson.dumps(request_id.decode())
-    for plain, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
-        quoted = quoted.replace(plain, escaped)  # as Go's encoder writes them
+    for character in "<>&\u2028\u2029":  # as Go's encoder writes them
+        quoted = quoted.replace(character.encode(), b"\\u%04x" % ord(character))
     body = answer.body[: head.end()] + b'"request":' + quoted + b"," + answer.body[head.end() :]
     return Answer(answer.status, answer.headers, body, answer.tier, answer.detail, answer.age_seconds)
 
@@ -227,8 +227,8 @@ async def _send(answer: Answer, send: Send, *, is_head: bool) -> None:
         (b"cache-status", _cache_status(answer)),
         (b"age", str(int(answer.age_seconds)).encode()),
     ]
-    # A HEAD that went to the origin for itself has its length already, if the origin told it; these have none.
-    if not (is_head and answer.tier == "bypass") and answer.status not in (204, 304):
+    # A HEAD that went to the origin for itself has the length that the origin told, if any; these have none.
+    if (answer.body or not is_head) and answer.status not in (204, 304):
         headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

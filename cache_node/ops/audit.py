@@ -15,6 +15,7 @@ from cache_node.feed.events import Event
 from cache_node.feed.position import Position
 
 logger = logging.getLogger("cache_node.audit")
+logger.setLevel(logging.INFO)  # whatever the node's own log level is
 
 _TOKEN = re.compile(r"(ory_[a-z]{2}_).*", re.DOTALL | re.IGNORECASE)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -197,7 +198,7 @@ class Origin:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # Probes must get through when all reads wait, so the limit is ours and not the connector's.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, force_close=False),
+                connector=_Connector(limit=0, keepalive_timeout=IDLE_SECONDS, force_close=False),
                 # No jar: one client's Set-Cookie must never go out with another's request.
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
@@ -207,6 +208,27 @@ class Origin:
                 max_field_size=64 * 1024,
             )
         return self._session
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Reuses no connection on which something has arrived since its last answer.
+
+    aiohttp would take that for the answer to the next request: one client's session for another's credential.  Causes
+    are answers longer than they say, and the 408 that some proxies send before they close an idle connection.
+    """
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        while (connection := await super()._get(key, traces)) is not None:
+            if not _has_unread(connection.protocol):
+                break
+            connection.close()
+        return connection
+
+
+def _has_unread(protocol: Any) -> bool:
+    unread = select.poll()
+    unread.register(protocol.transport.get_extra_info("socket"), select.POLLIN)
+    return protocol.should_close or bool(unread.poll(0))
 
 
 class Readiness:

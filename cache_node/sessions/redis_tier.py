@@ -57,7 +57,8 @@ class RedisTier:
     async def get(self, keys: Sequence[Key]) -> Entry | None:
         """The entry under the first of the keys that has one; None if there is none or Redis does not answer."""
         futures = [self._read(self._names.entry(key.name)) for key in keys]
-        values = await asyncio.gather(*futures)
+        # Readers of one key share a future, and one that goes away must not take it with it.
+        values = await asyncio.gather(*map(asyncio.shield, futures))
         for key, value in zip(keys, values, strict=True):
             if value is None:
                 continue

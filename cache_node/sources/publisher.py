@@ -12,7 +12,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from typing import Any, Literal, Self, TypeVar, overload
 
 from cache_node.environment import PublisherSettings, publisher_settings
@@ -201,6 +203,7 @@ class Publisher:
         self._settings = settings or publisher_settings(os.environ, redis_url=redis_url, key_prefix=key_prefix)
         self._lock = threading.Lock()
         self._running: _Background | None = None
+        _PUBLISHERS.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -209,36 +212,40 @@ class Publisher:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread; the next call would start anew."""
+        """Let the calls of other threads end, then close the connections; the next call would start anew."""
         with self._lock:
             running, self._running = self._running, None
-        if running is not None and running.pid == os.getpid():
+        if running is not None:
             running.close()
 
     def publish(self, events: Sequence[Event]) -> Position:
         """As AsyncPublisher.publish."""
-        background = self._background()
-        return background.call(background.publisher.publish(events))
+        return self._call(lambda publisher: publisher.publish(events))
 
     def publish_and_wait(self, events: Sequence[Event], *, timeout_seconds: float = RECEIPT_TIMEOUT_SECONDS) -> Receipt:
         """As AsyncPublisher.publish_and_wait."""
-        background = self._background()
-        return background.call(background.publisher.publish_and_wait(events, timeout_seconds=timeout_seconds))
+        return self._call(lambda publisher: publisher.publish_and_wait(events, timeout_seconds=timeout_seconds))
 
     def region_status(self) -> dict[str, Any]:
         """As AsyncPublisher.region_status."""
-        background = self._background()
-        return background.call(background.publisher.region_status())
+        return self._call(lambda publisher: publisher.region_status())
 
     def _send(self, event: Event, wait: bool) -> Position | Receipt:
         return self.publish_and_wait([event]) if wait else self.publish([event])
 
-    def _background(self) -> _Background:
-        with self._lock:
-            # A thread does not survive a fork: the child starts its own.
-            if self._running is None or self._running.pid != os.getpid():
+    def _call(self, ask: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> _T:
+        with self._lock:  # so that nothing is submitted to a loop that is being closed
+            if self._running is None:
                 self._running = _Background(self._settings)
-            return self._running
+            future = self._running.submit(ask)
+        return future.result()
+
+    def _begin_anew_after_fork(self) -> None:
+        """In the child: the parent's thread is not here, and its lock may have been held by one that is not, either."""
+        self._lock = threading.Lock()
+        if self._running is not None:
+            _INHERITED.append(self._running)
+            self._running = None
 
     @overload
     def session_revoked(
@@ -293,18 +300,36 @@ class _Background:
     """A thread with an event loop and the AsyncPublisher that lives there."""
 
     def __init__(self, settings: PublisherSettings) -> None:
-        self.pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cache-node-publisher", daemon=True)
         self._thread.start()
-        self.publisher = AsyncPublisher(settings=settings)
+        self._publisher = AsyncPublisher(settings=settings)
 
-    def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def submit(self, ask: Callable[[AsyncPublisher], Coroutine[Any, Any, _T]]) -> Future[_T]:
+        return asyncio.run_coroutine_threadsafe(ask(self._publisher), self._loop)
 
     def close(self) -> None:
-        with contextlib.suppress(FeedUnavailableError):
-            self.call(self.publisher.aclose())
+        self.submit(self._finish).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _finish(self, publisher: AsyncPublisher) -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        if under_way:
+            await asyncio.wait(under_way)  # each has a deadline of its own
+        with contextlib.suppress(FeedUnavailableError):
+            await publisher.aclose()
+
+
+_PUBLISHERS: weakref.WeakSet[Publisher] = weakref.WeakSet()
+_INHERITED: list[_Background] = []
+"""What a forked child must never collect: closing these connections would reach into the parent's epoll."""
+
+
+def _after_fork_in_child() -> None:
+    for publisher in list(_PUBLISHERS):
+        publisher._begin_anew_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

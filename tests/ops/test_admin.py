@@ -282,7 +282,7 @@ async def first_line(node: Node, request: bytes) -> bytes:
 
 
 async def test_every_invalidation_leaves_one_line(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "cache_node.audit")
+    assert logging.getLogger().getEffectiveLevel() == logging.WARNING  # audit lines do not depend on it
     events = [REVOKED, {"type": "session.revoked", "session_id": "s-2", "identity_id": "i-2"}]
     first = await ask("POST", f"{node.admin_url}/invalidations", events)
     second = await ask("POST", f"{node.admin_url}/flush?wait=true")
@@ -308,7 +308,6 @@ async def test_every_invalidation_leaves_one_line(node: Node, caplog: pytest.Log
 
 
 async def test_an_id_cannot_forge_a_line(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "cache_node.audit")
     id_ = 'x\r\n2026-01-01 INFO cache_node.audit: {"action":"flush"}\x00\x1b[2J\x7f\x85\u2028\u202e"'
     reply = await ask("POST", f"{node.admin_url}/invalidations", {"type": "session.revoked", "session_id": id_})
     assert reply.status == 200
@@ -337,7 +336,6 @@ async def test_no_credential_is_ever_in_the_audit(make_node: MakeNode, caplog: p
 async def test_with_the_feed_suspended_publishing_says_503_in_time_and_works_again_by_itself(
     own_valkey: EmbeddedValkey, make_node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "cache_node.audit")
     node = await make_node(redis_url=own_valkey.url)
     await following(node)
     os.kill(own_valkey.pid, signal.SIGSTOP)
@@ -375,7 +373,6 @@ async def test_without_a_feed_publishing_says_503_in_time(make_node: MakeNode, u
 
 
 async def test_a_caller_that_leaves_does_not_take_its_event_along(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "cache_node.audit")
     body = json.dumps(REVOKED).encode()
     head = f"POST /invalidations?wait=true HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(node.admin_url.rpartition(":")[2]))) as gone:
@@ -387,28 +384,18 @@ async def test_a_caller_that_leaves_does_not_take_its_event_along(node: Node, ca
     assert [line["outcome"] for line in await eventually(lines, bool)] == ["published"]
 
 
-async def test_what_the_node_ends_under_is_audited(make_node: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "cache_node.audit")
-    node = await make_node(max_staleness_seconds=60.0)
+async def test_what_the_end_of_the_node_cuts_off_is_audited(
+    make_node: MakeNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_node.app.DRAIN_SECONDS", 0.2)
+    node = await make_node(max_staleness_seconds=60.0)  # so that the receipt takes longer than the drain
     await following(node)
     asking = asyncio.create_task(ask("POST", f"{node.admin_url}/flush?wait=true&timeout_seconds=60"))
-
-    async def floor() -> bool:
-        seen = await status_of(node)
-        return bool(seen["floor"] == seen["position"] and Position.parse(seen["position"]).number == 1)
-
-    await eventually(floor, bool)
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
+    await eventually(lambda: status_of(node), lambda seen: Position.parse(seen["position"]).number == 1)
     assert audit_lines(caplog) == []
-    for task in asyncio.all_tasks():
-        if "run_asgi" in repr(task.get_coro()):
-            task.cancel()  # what a drain does in the end
-
-    async def outcomes() -> list[str]:
-        return [line["outcome"] for line in audit_lines(caplog)]
-
-    assert await eventually(outcomes, bool) == ["interrupted"]
+    await node.stop()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert [line["outcome"] for line in audit_lines(caplog)] == ["interrupted"]
 
 
 async def test_a_revoked_session_is_asked_for_again(node: Node, origin: DemoOrigin) -> None:

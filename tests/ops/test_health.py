@@ -90,6 +90,7 @@ async def test_without_its_lease_a_node_stays_ready(port: Port) -> None:
 async def test_a_node_whose_feed_began_anew_stays_ready(port: Port) -> None:
     await port.node.follow()
     port.feed.flushall()
+    port.feed.time_us += 1
     port.feed.append(changed())
     await port.node.follower.confirm()
     answers = await port.answers()

@@ -46,7 +46,7 @@ def test_two_credentials_never_share_a_key(one: Credential, other: Credential) -
 @example("x" * 32, "x" * 64)
 @example("\x00" * 32, "\x00" * 33)
 def test_secrets_of_any_length_and_alphabet_differ(one: str, other: str) -> None:
-    """BLAKE2b takes 64 bytes at most, so nothing of a longer secret may be cut off; no padding makes two of them one."""
+    """BLAKE2b takes 64 bytes at most: nothing of a longer secret is cut off, and no padding makes two of them one."""
     credential = Credential("token", b"abc")
 
     assert (derive(credential, one) == derive(credential, other)) is (one == other)

@@ -143,7 +143,7 @@ async def test_a_body_above_a_sixteenth_of_the_bound_is_passed_on_and_not_kept()
     assert node.redis.stored == {}
 
 
-# For how long -----------------------------------------------------------------------------------------------------------
+# For how long ---------------------------------------------------------------------------------------------------------
 
 
 async def after(node: ScriptedNode, seconds: float) -> None:
@@ -206,7 +206,7 @@ async def test_a_cookie_has_an_age_limit_of_its_own() -> None:
     """Kratos refuses a cookie that was minted too long ago, however long its session lives."""
     node = await following_node()
     credential = cookie(BEGINNING - 86_400 + 100)
-    first, second = await read_twice(node, credential)
+    _first, second = await read_twice(node, credential)
     assert second.tier == "memory"
     await after(node, 98.5)
     assert (await node.reader.read(credential, Wants())).tier == "memory"
@@ -249,7 +249,7 @@ async def test_a_wall_clock_that_steps_back_makes_ages_unknown() -> None:
     assert (await node.read("token")).tier == "origin"
 
 
-# For whom ---------------------------------------------------------------------------------------------------------------
+# For whom -------------------------------------------------------------------------------------------------------------
 
 
 async def test_one_token_has_one_entry_however_it_is_presented() -> None:

@@ -1,0 +1,588 @@
+"""The feed's commands and scripts, against a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgpack
+import pytest
+
+from cache_node.embedded import EmbeddedValkey
+from cache_node.errors import FeedUnavailableError
+from cache_node.feed import scripts
+from cache_node.feed.events import ENTRY_EVENTS, ENTRY_FIELD, Event, EventType, decode
+from cache_node.feed.log import PAGE_ENTRIES, Confirmation, RedisLog
+from cache_node.feed.names import RedisNames
+from cache_node.feed.position import Position
+from tests.fakes import changed, flush, identity_changed, revoked
+from tests.feed.conftest import commanding, connected, frozen, in_step
+from tests.waiting import eventually
+
+NODE_ENTRIES = 100
+"""stream-node-max-entries: entries that a lazy trim may leave beyond what it was asked to keep."""
+
+
+async def append(log: RedisLog, events: list[Event] | None = None, shown: int = 0, retain: int = 1_000_000) -> Position:
+    return await log.append(events or changed(), source="test", shown_generation=shown, retain=retain)
+
+
+async def confirm(log: RedisLog, applied: Position | None = None, shown: int = 0, followed_us: int = 0) -> Confirmation:
+    generation, number = (applied.generation, applied.number) if applied else (0, 0)
+    record = f"{generation} {number} 2000000 1 default"
+    return await log.confirm(applied, shown, "node a1", record, followed_us)
+
+
+async def numbers(redis: Any, names: RedisNames) -> list[int]:
+    return [Position.parse(id_).number for id_, _ in await redis.xrange(names.feed)]
+
+
+CALLS: dict[str, Callable[[RedisLog], Awaitable[object]]] = {
+    "append": append,
+    "confirm": lambda log: confirm(log, Position(1, 1)),
+    "ask_registry": lambda log: log.ask_registry(0),
+    "forget": lambda log: log.forget(b"node a1", b"record"),
+}
+READS: dict[str, Callable[[RedisLog], Awaitable[object]]] = {
+    **CALLS,
+    "wake_up": lambda log: log.wake_up(Position(2**62, 1), 0.01),
+    "read_back": lambda log: log.read_back(Position(2**62, 1), 10),
+}
+each_writing_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+each_call = pytest.mark.parametrize("call", READS.values(), ids=READS)
+
+
+# Append ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_position_is_the_stream_id(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """Number counts events, not entries, and `generation-number` is the id of the entry in the stream."""
+    positions = [await append(log, events) for events in (changed(), changed() * 3, flush())]
+    assert [position.number for position in positions] == [1, 4, 5]
+    assert len({position.generation for position in positions}) == 1
+    ids = [id_.decode() for id_, _ in await redis.xrange(names.feed)]
+    assert ids == [str(position) for position in positions]
+
+
+async def test_an_entry_holds_its_events_source_and_time(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """One field of msgpack: version, the server's time in µs, who wrote it, and the events as they were given."""
+    events = [*revoked("ä"), *identity_changed("i"), *flush(), Event(EventType.SESSION_CHANGED, "s", "i")]
+    before = time.time()
+    await append(log, events)
+    (_, fields) = (await redis.xrange(names.feed))[0]
+    version, written_us, source, _rows = msgpack.unpackb(fields[ENTRY_FIELD])
+    assert (version, source) == (1, "test")
+    assert before - 1 <= written_us / 1e6 <= time.time() + 1
+    assert decode(fields[ENTRY_FIELD]) == tuple(events)
+
+
+async def test_ten_thousand_events_are_entries_of_a_hundred(log: RedisLog) -> None:
+    """As many as one publish call may bring: written at once, in entries that a page can hold many of."""
+    first = await confirm(log)
+    position = await append(log, [Event(EventType.SESSION_REVOKED, f"{n:0128}") for n in range(9_950)])
+    reply = await confirm(log, first.end)
+    assert position.number == reply.end.number == 9_950
+    assert [entry.number for entry in reply.entries] == [*range(ENTRY_EVENTS, 9_901, ENTRY_EVENTS), 9_950]
+    ids = [event.session_id for entry in reply.entries for event in entry.events or ()]
+    assert ids == [f"{n:0128}" for n in range(9_950)]
+
+
+async def test_publishers_at_once_leave_no_gap(valkey: EmbeddedValkey, names: RedisNames, redis: Any) -> None:
+    """Each entry's number less its count is the number before it, whoever wrote them and in whatever order."""
+    sizes = random.Random(7).choices(range(1, 6), k=200)
+    async with connected(valkey, names) as one, connected(valkey, names) as two:
+        await asyncio.gather(*(append((one, two)[n % 2], changed() * size) for n, size in enumerate(sizes)))
+    last = 0
+    for id_, fields in await redis.xrange(names.feed):
+        events = decode(fields[ENTRY_FIELD])
+        assert events is not None
+        assert Position.parse(id_).number - len(events) == last
+        last += len(events)
+    assert last == sum(sizes)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+async def test_trimming_keeps_what_it_should_and_little_more(
+    log: RedisLog, redis: Any, names: RedisNames, size: int
+) -> None:
+    """At least the last N events stay, and beyond them no more than one node of the stream."""
+    for _ in range(600):
+        await append(log, changed() * size, retain=100 * size)
+    left = await numbers(redis, names)
+    last = 600 * size
+    assert left[-1] == last
+    assert left == list(range(left[0], last + size, size)), "trimmed from the old end only"
+    assert left[0] <= last - 100 * size
+    assert len(left) <= 101 + NODE_ENTRIES
+
+
+# Generations ----------------------------------------------------------------------------------------------------------
+
+
+async def stored(redis: Any, names: RedisNames) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = await redis.hgetall(names.generation)
+    return found
+
+
+@pytest.mark.parametrize("publishes_first", [True, False])
+async def test_flushall_begins_another_generation(
+    own_valkey: EmbeddedValkey, names: RedisNames, publishes_first: bool
+) -> None:
+    """The server's identity stays, its data does not: whoever comes first, even without having seen the one before."""
+    async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
+        before = await append(log)
+        await redis.flushall()
+        after = await append(log) if publishes_first else (await confirm(log)).end
+        assert after.generation > before.generation
+        assert after.number == (1 if publishes_first else 0)
+
+
+@pytest.mark.parametrize("publishes_first", [True, False])
+async def test_empty_restart_begins_another_generation(names: RedisNames, publishes_first: bool) -> None:
+    """A new process without data on the same address."""
+    with EmbeddedValkey() as first:
+        port = first.port
+        async with connected(first, names) as log:
+            before = await append(log)
+            first.stop()
+            with EmbeddedValkey(port=port):
+                with contextlib.suppress(FeedUnavailableError):
+                    await log.read_back(before, 1)  # may find out that the connection died
+                after = await append(log) if publishes_first else (await confirm(log)).end
+            assert after.generation > before.generation
+            assert after.number == (1 if publishes_first else 0)
+
+
+async def test_generations_do_not_count(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
+    """A counter that begins anew with every empty server would give the same generation again, to somebody else."""
+    seen = []
+    async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
+        for _ in range(5):
+            seen.append((await append(log)).generation)
+            await redis.flushall()
+    assert seen == sorted(set(seen))
+
+
+async def test_promoted_replica_begins_another_generation(
+    primary_and_replica: tuple[EmbeddedValkey, EmbeddedValkey], names: RedisNames
+) -> None:
+    """The numbers that a replica did not get would be given again: its first script, an append here, begins anew."""
+    primary, replica = primary_and_replica
+    async with (
+        connected(primary, names) as old,
+        connected(replica, names) as new,
+        commanding(primary) as first,
+        commanding(replica) as second,
+    ):
+        await append(old)
+        await append(old)
+        await in_step(first, second)
+        await second.replicaof("NO", "ONE")
+        lost = await append(old)  # the node applied it, the replica never got it
+        published = await append(new, revoked())
+        assert (lost.number, published.number) == (3, 1), "the number of the lost entry was given again"
+        assert published.generation > lost.generation
+        reply = await confirm(new, lost, lost.generation)
+        assert (reply.end, reply.entries) == (published, ())
+        assert await numbers(second, names) == [1], "the generation before is gone from the stream"
+
+
+async def test_promoted_replica_begins_another_generation_at_a_confirm(
+    primary_and_replica: tuple[EmbeddedValkey, EmbeddedValkey], names: RedisNames
+) -> None:
+    """The other order: a node comes first."""
+    primary, replica = primary_and_replica
+    async with connected(primary, names) as old, connected(replica, names) as new, commanding(replica) as second:
+        before = await append(old)
+        async with commanding(primary) as first:
+            await in_step(first, second)
+        await second.replicaof("NO", "ONE")
+        reply = await confirm(new, before, before.generation)
+        assert reply.end.generation > before.generation
+        assert (reply.end.number, reply.entries) == (0, ())
+        assert await append(new) == Position(reply.end.generation, 1)
+
+
+async def test_generation_stays_while_the_server_does(log: RedisLog) -> None:
+    """Neither time nor what callers show changes it on a server that has one."""
+    first = await append(log)
+    assert (await append(log, shown=first.generation + 99)).generation == first.generation
+    assert (await confirm(log, first, first.generation + 99)).end == Position(first.generation, 2)
+    assert (await log.ask_registry(first.generation + 99)).generation == first.generation
+
+
+@pytest.mark.parametrize("emptied", [False, True], ids=["with entries", "trimmed to nothing"])
+async def test_clock_stepped_back_and_hash_lost(log: RedisLog, redis: Any, names: RedisNames, emptied: bool) -> None:
+    """Ids of a stream must rise: what it says itself counts, where neither the hash nor the clock does."""
+    future = int(time.time() * 1e6) + 3_600_000_000
+    await redis.xadd(names.feed, {"e": b""}, f"{future}-9")
+    if emptied:
+        await redis.xtrim(names.feed, maxlen=0, approximate=False)
+    position = await append(log)
+    assert position == Position(future + 1, 1)
+    assert await numbers(redis, names) == [1]
+
+
+async def test_a_caller_may_show_a_generation_from_the_future(log: RedisLog) -> None:
+    """A server with a slow clock gives none that some node knows already."""
+    future = int(time.time() * 1e6) + 3_600_000_000
+    assert (await confirm(log, shown=future)).end == Position(future + 1, 0)
+
+
+async def test_half_a_hash_is_none(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """Whoever deletes a part of what is stored gets a new generation, not a wrong one."""
+    for part in ("replid", "generation", "number"):
+        before = await append(log)
+        await redis.hdel(names.generation, part)
+        assert (await append(log, shown=before.generation)).generation > before.generation
+
+
+async def test_how_long_a_generation_was_followed(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """It is as old as the longest-following node says who shows exactly that generation, and starts at nothing."""
+    first = (await confirm(log, followed_us=9_000_000)).end
+    assert (await log.ask_registry(0)).followed_seconds == 0.0, "nobody can have followed it"
+    await confirm(log, first, first.generation, 5_000_000)
+    await confirm(log, first, first.generation, 4_000_000)
+    await confirm(log, first, first.generation - 1, 8_000_000)
+    await confirm(log, first, first.generation + 1, 8_000_000)
+    assert (await log.ask_registry(0)).followed_seconds == 5.0
+    await redis.delete(names.generation)
+    await confirm(log, first, first.generation, 9_000_000)
+    assert (await log.ask_registry(0)).followed_seconds == 0.0, "another generation is another one"
+
+
+# Confirm and read -----------------------------------------------------------------------------------------------------
+
+
+async def test_confirm_returns_what_comes_after_the_position(log: RedisLog) -> None:
+    """The feed's end, and the entries behind the position that was shown, oldest first; none without a position."""
+    start = (await confirm(log)).end
+    await append(log, changed() * 2)
+    await append(log, revoked())
+    reply = await confirm(log)
+    assert (reply.end, reply.entries) == (Position(start.generation, 3), ())
+    reply = await confirm(log, start)
+    assert [(entry.number, entry.events) for entry in reply.entries] == [
+        (2, tuple(changed() * 2)),
+        (3, tuple(revoked())),
+    ]
+    assert [entry.number for entry in (await confirm(log, Position(start.generation, 2))).entries] == [3]
+    assert (await confirm(log, reply.end)).entries == ()
+
+
+async def test_confirm_returns_a_page_at_most(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """A node that was away for long gets the oldest page first, and the true end with it."""
+    start = (await confirm(log)).end
+    await append(log)
+    [(_, row)] = await redis.xrange(names.feed)
+    async with redis.pipeline(transaction=False) as pipe:
+        for number in range(2, PAGE_ENTRIES + 11):
+            _ = pipe.xadd(names.feed, row, f"{start.generation}-{number}")
+        _ = pipe.hset(names.generation, "number", PAGE_ENTRIES + 10)
+        await pipe.execute()
+    reply = await confirm(log, start)
+    assert [entry.number for entry in reply.entries] == list(range(1, PAGE_ENTRIES + 1))
+    assert reply.end.number == PAGE_ENTRIES + 10
+    rest = await confirm(log, Position(start.generation, PAGE_ENTRIES))
+    assert [entry.number for entry in rest.entries] == list(range(PAGE_ENTRIES + 1, PAGE_ENTRIES + 11))
+
+
+async def test_end_and_page_are_of_one_moment(valkey: EmbeddedValkey, names: RedisNames) -> None:
+    """However fast publishers are, a page that is not full reaches exactly up to the end that comes with it."""
+    async with connected(valkey, names) as node, connected(valkey, names) as publisher:
+        start = (await confirm(node)).end
+        publishing = [asyncio.create_task(append(publisher, changed() * (n % 3 + 1))) for n in range(PAGE_ENTRIES - 6)]
+        seen = 0
+        while not all(task.done() for task in publishing):
+            reply = await confirm(node, start)
+            assert (reply.entries[-1].number if reply.entries else 0) == reply.end.number
+            seen += bool(reply.entries)
+        assert seen > 2, "nothing was published meanwhile"
+
+
+async def test_confirm_writes_the_record_and_counts_the_records(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """Each confirm replaces the process's record; how many there are sets everybody's pace."""
+    assert (await log.confirm(None, 0, "node a1", "0 0 2000000 1 default", 0)).nodes == 1
+    assert (await log.confirm(None, 0, "node b2", "0 0 2000000 1 default", 0)).nodes == 2
+    assert (await log.confirm(None, 0, "node a1", "0 0 2000000 2 default", 0)).nodes == 2
+    assert await redis.hgetall(names.nodes) == {
+        b"node a1": b"0 0 2000000 2 default",
+        b"node b2": b"0 0 2000000 1 default",
+    }
+
+
+async def test_unreadable_entries_are_returned_as_such(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """Another field, or a payload of a later version: the number is known, the events are not."""
+    start = (await confirm(log)).end
+    await redis.xadd(names.feed, {"x": b"1"}, f"{start.generation}-1")
+    await redis.xadd(names.feed, {"e": b"\x94\x02\x00\xa1s\x90"}, f"{start.generation}-2")
+    entries = (await confirm(log, start)).entries
+    assert [(entry.number, entry.events) for entry in entries] == [(1, None), (2, None)]
+
+
+async def test_wake_up_waits_for_what_comes(log: RedisLog, valkey: EmbeddedValkey, names: RedisNames) -> None:
+    """Nothing new: nothing after the block.  An event: its position and events, of whatever generation."""
+    start = await append(log)
+    assert await log.wake_up(start, 0.001) == []
+    waiting = asyncio.create_task(log.wake_up(start, 5.0))
+    async with connected(valkey, names) as publisher:
+        position = await append(publisher, revoked())
+        heard = await waiting
+    assert [(at, entry.number, entry.events) for at, entry in heard] == [(position, 2, tuple(revoked()))]
+    assert [at.number for at, _ in await log.wake_up(Position(start.generation - 5, 7), 1.0)] == [1, 2]
+
+
+async def test_wake_up_hears_the_next_generation(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
+    """A node that waits behind a position of a server that was emptied is woken by the first event after that."""
+    async with connected(own_valkey, names) as node, connected(own_valkey, names) as publisher:
+        start = await append(publisher)
+        waiting = asyncio.create_task(node.wake_up(start, 5.0))
+        async with commanding(own_valkey) as redis:
+            await eventually(lambda: is_blocked(redis), lambda: "nobody waits")
+            await redis.flushall()
+        position = await append(publisher)
+        assert [at for at, _ in await waiting] == [position]
+
+
+async def is_blocked(redis: Any) -> bool:
+    return bool((await redis.info("clients"))["blocked_clients"])
+
+
+async def test_read_back_reads_backwards_within_its_generation(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """Newest first, from the position itself on, and nothing of a generation before."""
+    start = await append(log)
+    await redis.xadd(names.feed, {"e": b""}, f"{start.generation + 1}-1")
+    for number in (2, 3, 4):
+        await redis.xadd(names.feed, {"e": b""}, f"{start.generation + 1}-{number}")
+    before = Position(start.generation + 1, 3)
+    assert [entry.number for entry in await log.read_back(before, 10)] == [3, 2, 1]
+    assert [entry.number for entry in await log.read_back(before, 2)] == [3, 2]
+    assert [entry.number for entry in await log.read_back(Position(start.generation, 9), 10)] == [1]
+
+
+async def test_forget_takes_what_was_meant(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """A record that was renewed meanwhile belongs to a living process, and stays."""
+    await confirm(log)
+    await log.forget(b"node a1", b"an older record")
+    assert await redis.hlen(names.nodes) == 1
+    await log.forget(b"node a1", b"0 0 2000000 1 default")
+    assert await redis.hlen(names.nodes) == 0
+    await confirm(log)
+    await log.forget(b"node a1")
+    await log.forget(b"node a1")
+    assert await redis.hlen(names.nodes) == 0
+
+
+async def test_registry_is_read_whole(log: RedisLog) -> None:
+    """Generation, last number, and every process that has ever confirmed and not left."""
+    end = await append(log)
+    await log.confirm(end, end.generation, "node a1", f"{end.generation} 1 2000000 1 eu west", 0)
+    await log.confirm(None, 0, "strange", "a record of another version", 0)
+    reading = await log.ask_registry(0)
+    assert (reading.generation, reading.number) == (end.generation, 1)
+    assert [(r.node_id, r.region, r.applied) for r in reading.records] == [("node", "eu west", end)]
+    assert reading.unreadable == ("strange",)
+
+
+# Servers that refuse, forget, or are late -----------------------------------------------------------------------------
+
+
+@each_writing_call
+async def test_a_server_that_forgot_the_script_is_taught_it(
+    own_valkey: EmbeddedValkey, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]]
+) -> None:
+    """NOSCRIPT comes after every restart and failover: the call succeeds all the same, and the next one is short."""
+    async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
+        await call(log)
+        await redis.script_flush()
+        await call(log)
+        await call(log)
+
+
+@each_writing_call
+async def test_a_replica_answers_nothing_that_counts(
+    lasting_pair: tuple[EmbeddedValkey, EmbeddedValkey],
+    names: RedisNames,
+    call: Callable[[RedisLog], Awaitable[object]],
+) -> None:
+    """A server that may not write, though it has all data, confirms nothing, proves nothing and takes nothing."""
+    primary, replica = lasting_pair
+    async with connected(primary, names) as log, commanding(primary) as first, commanding(replica) as second:
+        for script in (scripts.APPEND, scripts.CONFIRM, scripts.ASK_REGISTRY, scripts.FORGET):
+            await second.script_load(script.text)
+        await append(log)
+        await confirm(log)
+        await first.hset(names.nodes, "node a1", "record")
+        await in_step(first, second)
+    async with connected(replica, names) as log:
+        with pytest.raises(FeedUnavailableError):
+            await call(log)
+
+
+@pytest.mark.parametrize("key", ["feed", "generation", "nodes"])
+@each_writing_call
+async def test_keys_of_another_kind(
+    log: RedisLog, redis: Any, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]], key: str
+) -> None:
+    """Somebody else's data under our names is an unavailable feed, and is left alone."""
+    await append(log)
+    name = getattr(names, key)
+    await redis.set(name + "-other", "x")
+    await redis.rename(name + "-other", name)
+    touched = {"feed": ["append", "confirm"], "generation": ["append", "confirm", "ask_registry"], "nodes": CALLS}[key]
+    if next(n for n, c in CALLS.items() if c is call) in touched and not (key == "nodes" and call is append):
+        with pytest.raises(FeedUnavailableError, match="WRONGTYPE"):
+            await call(log)
+    else:
+        await call(log)
+    assert await redis.get(name) == b"x"
+
+
+async def test_a_server_without_memory_refuses(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
+    """Nothing is written halfway: no event, and no confirm either, whose record would be missing."""
+    async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
+        await append(log)
+        await redis.config_set("maxmemory", 1)
+        for call in CALLS.values():
+            if call is CALLS["forget"]:
+                continue
+            with pytest.raises(FeedUnavailableError, match=r"OOM|OutOfMemory"):
+                await call(log)
+        await redis.config_set("maxmemory", 0)
+        assert (await append(log)).number == 2
+
+
+async def test_nobody_listens(names: RedisNames) -> None:
+    """A connection refused is an unavailable feed, for every call."""
+    with EmbeddedValkey() as server:
+        url = server.url
+    log = RedisLog(url, names, timeout_seconds=1.0)
+    for call in READS.values():
+        with pytest.raises(FeedUnavailableError):
+            await call(log)
+    await log.aclose()
+
+
+@each_call
+async def test_a_late_reply_is_no_reply(
+    own_valkey: EmbeddedValkey, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]]
+) -> None:
+    """Every call ends within its deadline, and what the server says afterwards is never taken for the next answer."""
+    async with connected(own_valkey, names, timeout_seconds=0.15) as log, connected(own_valkey, names) as patient:
+        first = await append(log)
+        await call(log)
+        with frozen(own_valkey):
+            started = time.monotonic()
+            with pytest.raises(FeedUnavailableError):
+                await call(log)
+            assert time.monotonic() - started < 1.0
+        end = await append(patient)  # the server is awake again
+        for expected in range(end.number + 1, end.number + 4):
+            assert await append(log) == Position(first.generation, expected)
+            reply = await confirm(log, Position(first.generation, expected - 1), first.generation)
+            assert (reply.end.number, [entry.number for entry in reply.entries]) == (expected, [expected])
+            assert (await log.ask_registry(0)).number == expected
+            assert [entry.number for entry in await log.read_back(reply.end, 1)] == [expected]
+
+
+@each_call
+async def test_a_cancelled_call_leaves_nothing_behind(
+    own_valkey: EmbeddedValkey, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]]
+) -> None:
+    """A node that stops, or a client that goes away, cancels calls under way: their replies are nobody's."""
+    async with connected(own_valkey, names) as log:
+        first = await append(log)
+        await call(log)
+        with frozen(own_valkey):
+            under_way = asyncio.ensure_future(call(log))
+            for _ in range(20):
+                await asyncio.sleep(0)  # the command leaves; the server is asleep, so no reply comes
+            under_way.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await under_way
+        before = (await log.ask_registry(0)).number
+        assert await append(log) == Position(first.generation, before + 1)
+        assert (await log.ask_registry(0)).number == before + 1
+
+
+async def test_a_paused_server_costs_one_deadline_and_the_next_call_succeeds(
+    own_valkey: EmbeddedValkey, names: RedisNames
+) -> None:
+    """CLIENT PAUSE, as a failover does it, is a stall like any other."""
+    async with connected(own_valkey, names, timeout_seconds=0.1) as log, commanding(own_valkey) as redis:
+        end = await append(log)
+        await redis.client_pause(400)
+        with pytest.raises(FeedUnavailableError, match=r"^publishing failed: \w+"):
+            await append(log)
+
+        async def works() -> bool:
+            try:
+                return (await log.ask_registry(0)).number >= end.number
+            except FeedUnavailableError:
+                return False
+
+        await eventually(works, lambda: "still paused")
+
+
+async def test_a_restarted_server_costs_one_call_at_most(names: RedisNames) -> None:
+    """A connection that died is dropped by the call that notices it: the next one is on a new connection."""
+    with EmbeddedValkey() as first:
+        port = first.port
+        async with connected(first, names) as log:
+            await append(log)
+            first.stop()
+            with EmbeddedValkey(port=port):
+                with contextlib.suppress(FeedUnavailableError):
+                    await confirm(log)
+                assert (await confirm(log)).end.number == 0
+
+
+# What errors say ------------------------------------------------------------------------------------------------------
+
+
+@each_writing_call
+async def test_errors_say_why_and_quote_no_argument(
+    own_valkey: EmbeddedValkey, call: Callable[[RedisLog], Awaitable[object]]
+) -> None:
+    """The server's own words, in one line, without the command that redis-py would put before them."""
+    names = RedisNames("p")
+    async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
+        await redis.mset({names.feed: "x", names.nodes: "x"})
+        with pytest.raises(FeedUnavailableError) as failed:
+            await call(log)
+    assert re.fullmatch(r"\w[\w ]+ failed: ResponseError \(.*WRONGTYPE .*\)", str(failed.value))
+    assert not re.search(r"EVALSHA|node a1|2000000|\{p\}", str(failed.value))
+
+
+PASSWORD = "a-secret-of-the-operator"
+
+
+@pytest.mark.parametrize("case", ["wrong password", "unknown user", "no server", "asleep"])
+async def test_errors_never_show_credentials(own_valkey: EmbeddedValkey, names: RedisNames, case: str) -> None:
+    """The text goes to logs and to the publisher's caller: one line, without user, password or URL."""
+    url = f"redis://operator:{PASSWORD}@127.0.0.1:{own_valkey.port}"
+    async with commanding(own_valkey) as redis:
+        if case != "unknown user":
+            await redis.execute_command("ACL", "SETUSER", "operator", "on", ">another", "~*", "+@all")
+    if case == "no server":
+        own_valkey.stop()
+    log = RedisLog(url, names, timeout_seconds=0.2)
+    try:
+        if case == "asleep":
+            with frozen(own_valkey), pytest.raises(FeedUnavailableError) as failed:
+                await append(log)
+        else:
+            with pytest.raises(FeedUnavailableError) as failed:
+                await append(log)
+    finally:
+        await log.aclose()
+    text = repr(failed.value)
+    assert PASSWORD not in text
+    assert "operator" not in text
+    assert "\\n" not in text
+    assert failed.value.__suppress_context__

@@ -1,0 +1,351 @@
+"""The redis tier against a real Valkey: how few round trips it takes, and that no trouble with it is ever an error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+import redis
+
+from cache_node.embedded import EmbeddedValkey
+from cache_node.feed.names import RedisNames
+from cache_node.sessions.entry import Entry
+from cache_node.sessions.keys import Key
+from cache_node.sessions.redis_tier import MAX_KEYS_A_READ, MAX_PENDING_WRITES, TIMEOUT_SECONDS, RedisTier
+from cache_node.sessions.sealing import seal
+from tests.proxy import Proxy
+from tests.waiting import eventually
+
+NAMES = RedisNames("prefix")
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey() as server:
+        yield server
+
+
+@pytest.fixture
+def server(valkey: EmbeddedValkey) -> Iterator[redis.Redis]:
+    """Another client of the same server, which is empty; its counters begin at 0."""
+    with redis.Redis(port=valkey.port, socket_timeout=5) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client
+
+
+@asynccontextmanager
+async def tier_on(url: str, lifetime_seconds: float = 60.0) -> AsyncIterator[RedisTier]:
+    tier = RedisTier(url, NAMES, lifetime_seconds=lifetime_seconds)
+    try:
+        yield tier
+    finally:
+        await tier.aclose()
+
+
+@pytest.fixture
+async def tier(valkey: EmbeddedValkey) -> AsyncIterator[RedisTier]:
+    async with tier_on(valkey.url) as built:
+        yield built
+
+
+def key(number: int) -> Key:
+    return Key(number.to_bytes(32, "big"), bytes(32))
+
+
+def entry(number: int = 0) -> Entry:
+    return Entry(b"body %d" % number, ((b"vary", b"Cookie"),), "s", "i", 2e9, 1.8e9, 1, number)
+
+
+def calls(server: redis.Redis, command: str) -> int:
+    """How often the server has executed it since its counters began."""
+    counted: int = server.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"]
+    return counted
+
+
+def value_of(server: redis.Redis, number: int) -> bytes | None:
+    return server.get(NAMES.entry(key(number).name))  # type: ignore[return-value]
+
+
+@contextmanager
+def stopped(valkey: EmbeddedValkey) -> Iterator[None]:
+    """The server stands still."""
+    os.kill(valkey.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(valkey.pid, signal.SIGCONT)
+
+
+# Round trips ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reads", "commands"),
+    [(1, 1), (50, 1), (MAX_KEYS_A_READ, 1), (MAX_KEYS_A_READ + 1, 2), (3 * MAX_KEYS_A_READ, 3)],
+)
+async def test_all_reads_of_one_turn_are_one_command(
+    tier: RedisTier, server: redis.Redis, reads: int, commands: int
+) -> None:
+    """Of at most 128 keys each: 10,000 in one would hold the server for 9 ms."""
+    await asyncio.gather(*(tier.get([key(number)]) for number in range(reads)))
+
+    assert calls(server, "mget") == commands
+    assert tier.counts["round_trips"] == commands
+
+
+async def test_reads_of_two_turns_are_two_commands(tier: RedisTier, server: redis.Redis) -> None:
+    """Nobody waits for others that may come."""
+    first = asyncio.create_task(tier.get([key(1)]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(tier.get([key(2)]))
+    await asyncio.gather(first, second)
+
+    assert calls(server, "mget") == 2
+
+
+async def test_the_keys_of_one_reader_are_one_command(tier: RedisTier, server: redis.Redis) -> None:
+    """While secrets rotate there are two; the first that has an entry wins."""
+    tier.put(key(1), entry(1))
+    tier.put(key(2), entry(2))
+    await tier.settle()
+
+    assert await tier.get([key(0), key(2), key(1)]) == entry(2)
+    assert calls(server, "mget") == 1
+
+
+async def test_two_readers_of_one_key_in_one_turn_read_it_once(tier: RedisTier, server: redis.Redis) -> None:
+    """And one that goes away does not take the other's answer with it."""
+    tier.put(key(1), entry(1))
+    await tier.settle()
+    readers = [asyncio.create_task(tier.get([key(1)])) for _ in range(3)]
+    await asyncio.sleep(0)
+    readers[0].cancel()
+
+    assert await asyncio.gather(*readers[1:]) == [entry(1)] * 2
+    assert calls(server, "mget") == 1
+
+
+async def test_all_writes_of_one_turn_are_one_round_trip(tier: RedisTier, server: redis.Redis) -> None:
+    """Puts and discards; the last one of a key counts."""
+    for number in range(100):
+        tier.put(key(number), entry(number))
+    tier.put(key(7), entry(70))
+    tier.discard(key(8))
+    await tier.settle()
+
+    assert tier.counts["round_trips"] == 1
+    assert calls(server, "set") == 99
+    assert await tier.get([key(7)]) == entry(70)
+    assert value_of(server, 8) is None
+
+
+# What lies in Redis ---------------------------------------------------------------------------------------------------
+
+
+async def test_entries_have_a_lifetime(valkey: EmbeddedValkey, server: redis.Redis) -> None:
+    """The server forgets them by itself, and evicts them before it refuses an event of the feed."""
+    async with tier_on(valkey.url, lifetime_seconds=12.5) as tier:
+        tier.put(key(1), entry(1))
+        await tier.settle()
+
+    assert 11_000 < server.pttl(NAMES.entry(key(1).name)) <= 12_500
+
+
+async def test_names_are_below_the_prefix_and_values_say_nothing(tier: RedisTier, server: redis.Redis) -> None:
+    """Several origins share a server by their prefixes; who dumps it learns nothing."""
+    tier.put(key(1), entry(1))
+    await tier.settle()
+    (name,) = server.keys()
+
+    assert name == b"prefix:e:" + key(1).name.hex().encode()
+    assert b"body" not in (value_of(server, 1) or b"")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda server, name: server.set(name, b""),
+        lambda server, name: server.set(name, b"\x01garbage"),
+        lambda server, name: server.set(name, seal(key(2), entry(2))),
+        lambda server, name: server.set(name, b"\x02" + seal(key(1), entry(1))[1:]),
+        lambda server, name: server.append(name, b"x"),
+        lambda server, name: server.setrange(name, 20, b"x"),
+    ],
+    ids=["empty", "garbage", "another key's", "another version", "longer", "changed"],
+)
+async def test_what_cannot_be_read_is_a_miss(
+    tier: RedisTier, server: redis.Redis, spoil: Callable[[redis.Redis, bytes], object]
+) -> None:
+    """Counted, and the entries beside it are hits."""
+    tier.put(key(1), entry(1))
+    tier.put(key(3), entry(3))
+    await tier.settle()
+    spoil(server, NAMES.entry(key(1).name))
+
+    assert await asyncio.gather(*(tier.get([key(number)]) for number in (1, 3))) == [None, entry(3)]
+    assert tier.counts["unreadable"] == 1
+    assert tier.counts["failures"] == 0
+
+
+async def test_a_value_of_another_type_is_a_miss_and_is_written_over(tier: RedisTier, server: redis.Redis) -> None:
+    """MGET says nothing of it, and SET replaces it."""
+    server.lpush(NAMES.entry(key(1).name), b"x")
+    assert await tier.get([key(1)]) is None
+    tier.put(key(1), entry(1))
+    await tier.settle()
+
+    assert await tier.get([key(1)]) == entry(1)
+
+
+# Trouble --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_not_there_is_a_miss() -> None:
+    """And writes are dropped; both are counted."""
+    async with tier_on("redis://127.0.0.1:1") as tier:
+        tier.put(key(1), entry(1))
+        assert await tier.get([key(1)]) is None
+        await tier.settle()
+        assert tier.counts["dropped_writes"] == 1
+        assert tier.counts["failures"] == 2
+
+
+async def test_a_server_that_stands_still_is_a_miss_in_time(
+    tier: RedisTier, valkey: EmbeddedValkey, server: redis.Redis
+) -> None:
+    """However many reads wait for it, each of them in a turn of its own, as cold readers come: none waits longer."""
+    tier.put(key(1), entry(1))
+    await tier.settle()
+
+    async def read() -> float:
+        begun = time.monotonic()
+        assert await tier.get([key(1)]) is None
+        return time.monotonic() - begun
+
+    with stopped(valkey):
+        readers = []
+        for _ in range(200):
+            readers.append(asyncio.create_task(read()))
+            await asyncio.sleep(0)
+        waited = await asyncio.gather(*readers)
+    assert max(waited) < 4 * TIMEOUT_SECONDS, "200 reads over 8 connections, one after another, would take 6 s"
+    await eventually(lambda: server.ping() is True)
+
+    assert await tier.get([key(1)]) == entry(1), "and it goes on by itself"
+
+
+async def test_a_reply_that_comes_too_late_is_nobodys(tier: RedisTier, valkey: EmbeddedValkey) -> None:
+    """The server answers after the deadline: what it says then is not taken for the reply to a later read."""
+    for number in range(20):
+        tier.put(key(number), entry(number))
+    await tier.settle()
+    with stopped(valkey):
+        assert await asyncio.gather(*(tier.get([key(number)]) for number in range(10))) == [None] * 10
+    for number in range(10, 20):
+        assert await tier.get([key(number)]) == entry(number)
+    assert tier.counts["unreadable"] == 0
+
+
+async def test_a_server_that_was_restarted_on_its_port() -> None:
+    """Its connections are broken, and the next read is a hit all the same."""
+    with EmbeddedValkey() as valkey:
+        port = valkey.port
+        async with tier_on(valkey.url) as tier:
+            tier.put(key(1), entry(1))
+            await tier.settle()
+            assert await tier.get([key(1)]) == entry(1)
+            valkey.stop()
+            with EmbeddedValkey(port), redis.Redis(port=port) as client:
+                client.set(NAMES.entry(key(1).name), seal(key(1), entry(2)))
+                assert await tier.get([key(1)]) == entry(2)
+                tier.put(key(3), entry(3))
+                await tier.settle()
+                assert await tier.get([key(3)]) == entry(3)
+                assert tier.counts["failures"] == tier.counts["dropped_writes"] == 0
+
+
+async def test_a_connection_that_breaks_is_tried_once_more(valkey: EmbeddedValkey, server: redis.Redis) -> None:
+    """It breaks between command and reply: the read is repeated on a new connection."""
+    server.set(NAMES.entry(key(1).name), seal(key(1), entry(1)))
+    async with Proxy(valkey.url) as proxy, tier_on(proxy.url) as tier:
+        await tier.get([key(2)])
+        proxy.hold_replies()
+        reading = asyncio.create_task(tier.get([key(1)]))
+        await proxy.held.wait()
+        proxy.cut()
+        proxy.mend()
+        proxy.release_replies()
+
+        assert await reading == entry(1)
+        assert tier.counts["failures"] == 0
+        proxy.cut()
+        assert await tier.get([key(1)]) is None, "but not for ever"
+
+
+async def test_a_server_without_memory_drops_what_is_put(tier: RedisTier, server: redis.Redis) -> None:
+    """Reads go on; so do writes, when there is room again."""
+    tier.put(key(1), entry(1))
+    await tier.settle()
+    before = {name: value or "" for name, value in server.config_get("maxmemory*").items()}
+    server.config_set("maxmemory-policy", "noeviction")
+    server.config_set("maxmemory", 1)
+    tier.put(key(2), entry(2))
+    await tier.settle()
+    for name in ("maxmemory", "maxmemory-policy"):
+        server.config_set(name, before[name])
+
+    assert tier.counts["dropped_writes"] == 1
+    assert await asyncio.gather(*(tier.get([key(number)]) for number in (1, 2))) == [entry(1), None]
+    tier.put(key(2), entry(2))
+    await tier.settle()
+    assert await tier.get([key(2)]) == entry(2)
+
+
+async def test_a_server_that_refuses_the_client_is_a_miss(valkey: EmbeddedValkey, server: redis.Redis) -> None:
+    """Rights are check-config's business; a reader is not told."""
+    server.config_set("requirepass", "something")
+    try:
+        async with tier_on(valkey.url) as tier:
+            tier.put(key(1), entry(1))
+            await tier.settle()
+            assert await tier.get([key(1)]) is None
+            assert tier.counts["dropped_writes"] == 1
+    finally:
+        server.config_set("requirepass", "")
+
+
+async def test_writes_that_wait_are_bounded(tier: RedisTier, server: redis.Redis) -> None:
+    """Those of one turn; what is too much is dropped and counted, and never an error."""
+    for number in range(MAX_PENDING_WRITES + 10):
+        tier.put(key(number), entry(number))
+    await tier.settle()
+
+    assert tier.counts["dropped_writes"] == 10
+    assert server.dbsize() == MAX_PENDING_WRITES
+
+
+async def test_rounds_of_writes_that_wait_are_bounded(tier: RedisTier, valkey: EmbeddedValkey) -> None:
+    """A server that stands still must not fill this process' memory."""
+    with stopped(valkey):
+        for number in range(MAX_PENDING_WRITES + 10):
+            tier.put(key(number), entry(number))
+            await asyncio.sleep(0)
+        assert tier.counts["dropped_writes"] >= 10
+        await tier.settle()
+    assert tier.counts["dropped_writes"] == MAX_PENDING_WRITES + 10
+
+
+async def test_closing_finishes_the_writes(valkey: EmbeddedValkey, server: redis.Redis) -> None:
+    """Those that were put in the very same turn, too."""
+    async with tier_on(valkey.url) as tier:
+        tier.put(key(1), entry(1))
+
+    assert value_of(server, 1) is not None
+    await eventually(lambda: len(server.client_list()) == 1, server.client_list)
