@@ -320,7 +320,7 @@ class ScriptedOrigin:
         return OriginAnswer(200, tuple(headers), json.dumps(body).encode() + b"\n", self._clock.wall())
 
     def _refusal(self) -> OriginAnswer:
-        headers = ((b"content-type", b"application/json"),)
+        headers = ((b"content-type", b"application/json"), *self.extra_headers)
         return OriginAnswer(401, headers, self.refusal_body, self._clock.wall(), believed=self.believes_401)
 
 

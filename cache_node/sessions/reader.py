@@ -12,7 +12,7 @@ Fence and lease are asked at every hit, after every await, and before every stor
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
@@ -247,6 +247,8 @@ class Reader:
         # Where it contradicts what the feed proves unchanged, twice and while the origin is ready, an event was missed.
         self.counts["missed_events"] += self._admitted(keys[0].name) is not None
         self._forget(keys)
+        if answer.header(b"set-cookie") is not None:
+            return FromOrigin(answer)
         refusal = Refusal(
             answer.body, _replayed(answer.headers), answer.fetched_at, self._clock.steady() + REFUSAL_SECONDS, as_of
         )
@@ -280,6 +282,8 @@ class Reader:
     async def _fill_anonymous(self, flight: Flight[OriginAnswer]) -> OriginAnswer:
         flight.begin_read()
         answer = await self._origin.read_anonymous()
+        # Strangers share it, and nobody's cookie is for another.
+        answer = replace(answer, headers=tuple(line for line in answer.headers if line[0] != b"set-cookie"))
         if answer.status == 401:
             until = self._clock.steady() + ANONYMOUS_SECONDS
             self._anonymous = Refusal(answer.body, _replayed(answer.headers), answer.fetched_at, until, None)

@@ -22,6 +22,7 @@ from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from tests.fakes import changed, flush, identity_changed, revoked
 from tests.feed.conftest import commanding, connected, frozen, in_step
+from tests.proxy import Proxy
 from tests.waiting import eventually
 
 NODE_ENTRIES = 100
@@ -223,8 +224,8 @@ async def test_clock_stepped_back_and_hash_lost(log: RedisLog, redis: Any, names
     await redis.xadd(names.feed, {"e": b""}, f"{future}-9")
     if emptied:
         await redis.xtrim(names.feed, maxlen=0, approximate=False)
-    position = await append(log)
-    assert position == Position(future + 1, 1)
+    assert (await confirm(log)).end == Position(future + 1, 0)
+    assert await append(log) == Position(future + 1, 1)
     assert await numbers(redis, names) == [1]
 
 
@@ -239,7 +240,7 @@ async def test_half_a_hash_is_none(log: RedisLog, redis: Any, names: RedisNames)
     for part in ("replid", "generation", "number"):
         before = await append(log)
         await redis.hdel(names.generation, part)
-        assert (await append(log, shown=before.generation)).generation > before.generation
+        assert (await confirm(log, before, before.generation)).end.generation > before.generation
 
 
 async def test_how_long_a_generation_was_followed(log: RedisLog, redis: Any, names: RedisNames) -> None:
@@ -508,6 +509,26 @@ async def test_a_cancelled_call_leaves_nothing_behind(
         before = (await log.ask_registry(0)).number
         assert await append(log) == Position(first.generation, before + 1)
         assert (await log.ask_registry(0)).number == before + 1
+
+
+async def test_a_call_is_sent_once(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
+    """A library that repeats by itself writes an event twice, and makes a deadline of its own.
+
+    Who may repeat a call does so itself.
+    """
+    async with Proxy(own_valkey.url) as proxy, connected(own_valkey, names) as direct:
+        start = (await confirm(direct)).end
+        async with connected(proxy.url, names) as log:
+            await append(log)
+            proxy.hold_replies()
+            publishing = asyncio.create_task(append(log, revoked()))
+            await asyncio.wait_for(proxy.held.wait(), 5.0)
+            proxy.cut()
+            proxy.release_replies()
+            proxy.mend()
+            with pytest.raises(FeedUnavailableError):
+                await publishing
+        assert [entry.number for entry in (await confirm(direct, start)).entries] == [1, 2]
 
 
 async def test_a_paused_server_costs_one_deadline_and_the_next_call_succeeds(

@@ -1,4 +1,4 @@
-"""`python -m tests.guards [-j N] [PATTERN …]`: those whose file, race or test contains a pattern, or all of them."""
+"""`python -m tests.guards [-v] [-j N] [PATTERN …]`: those whose file, race or test contains a pattern, or all."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ CHECKOUT = FOLDER.parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guards", description=__doc__)
     parser.add_argument("-j", "--jobs", type=int, default=2, help="copies tested at once (default: 2)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say how each removed guard was caught")
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="part of a file name, race or test")
     options = parser.parse_args(arguments)
     started = time.monotonic()
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for patch, outcome in zip(chosen, pool.map(lambda p: run_without(p, CHECKOUT), chosen), strict=True):
             caught += outcome.kind == "caught"
             _say([f"{outcome.kind:<8} {patch.name}  {patch.race}  {patch.test}  {outcome.seconds:.1f} s"])
-            if outcome.kind != "caught":
+            if outcome.kind != "caught" or options.verbose:
                 _say([f"         {outcome.words}"])
     missing = [] if options.patterns else _uncovered(patches)
     _say([f"{caught} of {len(chosen)} removed guards caught in {time.monotonic() - started:.0f} s"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,12 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pytest
+
 from tests.guards.patch import Patch, PatchError, apply_patch, copy_checkout
 from tests.guards.verdict import VARIABLE, EndOfTest, read_endings
 
 TEST_SECONDS = 30.0
 """A test that takes longer without its guard has not noticed, it hangs."""
 ALL_TESTS_SECONDS = 300.0
+
+# Starting Python and importing other people's packages takes three times as long as most of the tests, so each process
+# is forked from one that has done so.
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(
+    [
+        "aiohttp",
+        "cryptography.hazmat.primitives.ciphers.aead",
+        "hypothesis",
+        "msgspec",
+        "orjson",
+        "pydantic_settings",
+        "pytest",
+        "pytest_asyncio",
+        "redis.asyncio",
+        "starlette.applications",
+        "uvicorn",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +100,35 @@ class _Run:
 
 
 def _pytest(tests: Sequence[str], copy: Path, options: Sequence[str], seconds: float) -> _Run:
-    verdict = copy.parent / "verdict"
-    arguments = ["-q", "-p", "no:cacheprovider", "-p", "tests.guards.verdict", "--tb=short", *options]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("CACHE_NODE_", "PYTEST_"))}
-    environ |= {VARIABLE: str(verdict), "PYTHONDONTWRITEBYTECODE": "1"}
-    with (copy.parent / "output").open("w+") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *arguments, *tests],
-            cwd=copy,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        output.seek(0)
-        lines = [line.strip() for line in output.read().splitlines() if line.strip()]
+    verdict, output = copy.parent / "verdict", copy.parent / "output"
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "tests.guards.verdict", "--tb=short", *options, *tests]
+    process = _FORKSERVER.Process(target=_run_in_copy, args=(copy, verdict, output, arguments))
+    process.start()
+    try:
+        process.join(seconds)
+        status = process.exitcode
+    finally:
+        if process.exitcode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+    lines = [line.strip() for line in output.read_text().splitlines() if line.strip()] if output.exists() else []
     return _Run(status, read_endings(verdict), " | ".join(lines[-3:]))
+
+
+def _run_in_copy(copy: Path, verdict: Path, output: Path, arguments: list[str]) -> None:
+    """In a new process: forget the checkout, and run pytest in the copy."""
+    os.setsid()
+    checkout = str(Path(__file__).parents[2])
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "cache_node")]:
+        del sys.modules[name]
+    sys.path[:] = [str(copy), *(entry for entry in sys.path if entry not in ("", checkout))]
+    sys.dont_write_bytecode = True
+    for variable in [name for name in os.environ if name.startswith(("CACHE_NODE_", "PYTEST_"))]:
+        del os.environ[variable]
+    os.environ |= {VARIABLE: str(verdict), "PYTHONDONTWRITEBYTECODE": "1"}
+    os.chdir(copy)
+    with output.open("w") as file, open(os.devnull) as nothing:
+        for number, source in ((0, nothing), (1, file), (2, file)):
+            os.dup2(source.fileno(), number)
+    sys.exit(int(pytest.main([*arguments, "-W", "ignore:Module already imported"])))

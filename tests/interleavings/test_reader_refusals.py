@@ -144,6 +144,23 @@ async def test_a_later_answer_takes_the_place_of_a_refusal() -> None:
     assert (await node.read("token")).tier == "negative"
 
 
+async def test_a_refusal_that_sets_a_cookie_is_its_callers_alone() -> None:
+    """As with any answer that does: relayed to who asked, not kept, and not shared with who came too late."""
+    node = await following_node()
+    node.origin.extra_headers = ((b"set-cookie", b"csrf=1"),)
+    node.origin.gate = gate = Gate()
+    reader_a = asyncio.create_task(node.read("made-up"))
+    await gate.arrived()
+    reader_b = asyncio.create_task(node.read("made-up"))
+    await asyncio.sleep(0)
+    node.origin.gate = None
+    gate.open()
+
+    answers = [await reader_a, await reader_b, await node.read("made-up")]
+    assert [(answer.status, answer.tier) for answer in answers] == [(401, "origin")] * 3
+    assert node.origin.reads == 3
+
+
 # Against what the feed proves unchanged -------------------------------------------------------------------------------
 
 
@@ -211,6 +228,17 @@ async def test_the_anonymous_answer_is_the_origins_and_asked_for_once() -> None:
     assert (again.status, again.tier, again.body, again.age_seconds) == (401, "negative", first.body, 59.0)
     node.clock.advance(3600.0)
     assert (await node.reader.read_anonymous()).body == first.body, "asked again, and the origin is down"
+
+
+async def test_strangers_share_no_cookie() -> None:
+    """The answer to no credential goes to all who have none, so it sets nobody's cookie."""
+    node = await following_node()
+    node.origin.extra_headers = ((b"vary", b"Cookie"), (b"set-cookie", b"csrf=1"))
+    answers = await asyncio.gather(*(node.reader.read_anonymous() for _ in range(3)))
+    answers.append(await node.reader.read_anonymous())
+
+    headers = ((b"content-type", b"application/json"), (b"vary", b"Cookie"))
+    assert [answer.headers for answer in answers] == [headers] * 4
 
 
 async def test_an_entry_outlives_the_refusal_of_another_credential() -> None:

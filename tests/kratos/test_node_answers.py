@@ -8,7 +8,7 @@ import pytest
 
 from cache_node.demo.api import COOKIE_NAME
 from cache_node.demo.kratos_server import CORS_ORIGIN, TOKENIZER_TEMPLATE, KratosServer
-from tests.demo.exchanges import Exchange, Headers, load
+from tests.demo.exchanges import Headers, load
 from tests.demo.test_origin import COOKIE_OF, TOKEN_OF, recorded_credential, substituted
 from tests.kratos.nodes import (
     MEMORY,

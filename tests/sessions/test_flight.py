@@ -82,7 +82,7 @@ async def test_a_run_outlives_its_readers(flights: Flights[str]) -> None:
     """It belongs to all of them, those that come later included."""
     fill = Fill()
     first = asyncio.create_task(flights.join(b"key", fill, ask_origin=False))
-    await asyncio.sleep(0)
+    await turns_until(lambda: fill.runs == 1)
     first.cancel()
     await asyncio.wait([first])
     assert len(flights) == 1
