@@ -1,4 +1,8 @@
-"""What all tests share: with REQUIRE_ALL=1 a test that would be skipped fails, because somebody promised its needs."""
+"""What all tests share.
+
+With REQUIRE_ALL=1 a test that would be skipped fails, because somebody promised its needs.  Generated examples have no
+deadline of their own: on a busy machine one of them would miss it now and then.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -154,6 +154,7 @@ class Origin:
             async with asyncio.timeout(min(QUEUE_SECONDS, self._timeout)):
                 await self._slots.acquire()
         except TimeoutError:
+            self.observe("busy", min(QUEUE_SECONDS, self._timeout))
             raise OriginUnavailableError("busy", "too many reads of the origin are waiting already") from None
         try:
             yield

@@ -113,7 +113,8 @@ def _pytest(tests: Sequence[str], copy: Path, options: Sequence[str], seconds: f
                 os.killpg(process.pid or 0, signal.SIGKILL)
             process.join()
     lines = [line.strip() for line in output.read_text().splitlines() if line.strip()] if output.exists() else []
-    return _Run(status, read_endings(verdict), " | ".join(lines[-3:]))
+    errors = [line for line in lines if line.startswith(("E  ", "ERROR: "))]  # as pytest marks them
+    return _Run(status, read_endings(verdict), " | ".join(errors[-2:] or lines[-1:]))
 
 
 def _run_in_copy(copy: Path, verdict: Path, output: Path, arguments: list[str]) -> None:

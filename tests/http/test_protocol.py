@@ -13,7 +13,7 @@ from typing import Any, TypeVarTuple
 
 import pytest
 import uvicorn
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -364,7 +364,6 @@ STREAM = (
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12, unique=True))
 def test_however_a_stream_is_cut_the_answers_are_the_same(cuts: list[int]) -> None:
     loop = ManualLoop()
