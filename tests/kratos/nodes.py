@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -199,6 +199,19 @@ def client_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30), trust_env=False
     )
+
+
+async def together(checks: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Run checks that do not depend on each other, some at a time, and fail with the first that fails."""
+    places = asyncio.Semaphore(32)
+
+    async def one(check: Coroutine[Any, Any, object]) -> None:
+        async with places:
+            await check
+
+    async with asyncio.TaskGroup() as group:
+        for check in checks:
+            group.create_task(one(check))
 
 
 def is_try_again(answer: Exchange) -> bool:
