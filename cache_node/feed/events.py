@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +84,8 @@ class FeedEntry:
 
     number: int
     events: tuple[Event, ...] | None
+    published_us: int | None = None
+    """The server's TIME when it was written, µs; None if this version cannot tell."""
 
 
 def normalise_id(value: str) -> str:
@@ -91,8 +93,14 @@ def normalise_id(value: str) -> str:
     return value.lower() if _UUID.fullmatch(value) else value
 
 
-def encode(source: str, events: Iterable[Event]) -> bytes:
-    """The part of a feed entry that the publisher writes: source and events, to be put behind version and time."""
+def encode(source: str, events: Sequence[Event]) -> bytes:
+    """The part of a feed entry that the publisher writes: source and events, to be put behind version and time.
+
+    Raises InvalidEventError for an event that fails to name what its type says: it would void a whole region's caches.
+    """
+    for event in events:
+        if (event.type.names_session and not event.session_id) or (event.type.names_identity and not event.identity_id):
+            raise InvalidEventError(f"{event.type.value} names nothing")
     rows = [(_CODES[e.type], e.session_id, e.identity_id, 0) for e in events]
     packed: bytes = msgpack.packb(source) + msgpack.packb(rows)
     return packed
@@ -100,13 +108,18 @@ def encode(source: str, events: Iterable[Event]) -> bytes:
 
 def decode(payload: bytes) -> tuple[Event, ...] | None:
     """Events of a feed entry's field; None for another version, an unknown type, or anything malformed."""
+    return read_entry(0, payload).events
+
+
+def read_entry(number: int, payload: bytes) -> FeedEntry:
+    """The feed entry with that field, as far as this version can read it."""
     try:
-        version, _time_us, _source, rows = msgpack.unpackb(payload)
+        version, published_us, _source, rows = msgpack.unpackb(payload)
         if version != VERSION or not rows:
-            return None
-        return tuple([_event(*row) for row in rows])
+            return FeedEntry(number, None)
+        return FeedEntry(number, tuple([_event(*row) for row in rows]), int(published_us))
     except (ValueError, TypeError, KeyError, msgpack.UnpackException):
-        return None
+        return FeedEntry(number, None)
 
 
 def _event(code: int, session_id: object, identity_id: object, settle_ms: int) -> Event:

@@ -11,6 +11,7 @@ import contextlib
 import enum
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed.clock import Clock
@@ -68,6 +69,8 @@ class Follower:
         self.attempted = asyncio.Event()
         """Set once the first confirm has succeeded or failed."""
         self.replay_done = False
+        self.observe_lag: Callable[[float], None] = lambda seconds: None
+        """Called with the seconds from the writing of a feed entry to its confirmation here, by the server's clock."""
         self.counts: Counter[str] = Counter()
         """`confirms`, `failures`, `events`, `early_entries`, `resets_gap`, `resets_ahead`, `resets_generation`."""
 
@@ -120,6 +123,8 @@ class Follower:
         self.counts["confirms"] += 1
         self._nodes = reply.nodes
         self._newest_generation = max(self._newest_generation, reply.end.generation)
+        if reply.registry_was_lost:
+            self._followed_since = self._clock.steady()
         if self._left:
             return False  # receipts do not wait for this node any more, so it must not serve again
         applied = self._fence.position
@@ -139,6 +144,8 @@ class Follower:
             self._fence.apply(Position(applied.generation, entry.number), entry.events)
             number = entry.number
             self.counts["events"] += len(entry.events or ())
+            if reply.time_us is not None and entry.published_us is not None and reply.time_us >= entry.published_us:
+                self.observe_lag((reply.time_us - entry.published_us) / 1e6)
         self._fence.forget_old()
         if number == reply.end.number:
             self._grant(sent)
@@ -148,17 +155,20 @@ class Follower:
         return bool(reply.entries)
 
     def _begin_at(self, end: Position, phase: FeedState) -> bool:
+        is_first = self._phase is not phase or phase is FeedState.BOOTSTRAPPING
         self._lease.end()
         self._confirmed_at = None
         self._fence.reset(end)
         self._phase = phase
         self._begun.set()
         self._followed_since = self._clock.steady()
-        return True
+        return is_first
 
     def _reset(self, end: Position, why: str) -> bool:
+        """True if another confirm should follow at once: a reset upon a reset waits, and is not worth another line."""
         self.counts[f"resets_{why}"] += 1
-        logger.warning("feed: %s; all that was cached is void, floor is %s", _RESET_REASONS[why], end)
+        if self._phase is not FeedState.RESETTING:
+            logger.warning("feed: %s; all that was cached is void, floor is %s", _RESET_REASONS[why], end)
         return self._begin_at(end, FeedState.RESETTING)
 
     def _grant(self, sent: float) -> None:
@@ -184,8 +194,12 @@ class Follower:
             return
         token = self._fence.begin_replay()
         number = position.number
-        while number > 0:
-            page = await self._log.read_back(Position(position.generation, number), PAGE_ENTRIES)
+        while number > 0 and not self._left:
+            try:
+                page = await self._log.read_back(Position(position.generation, number), PAGE_ENTRIES)
+            except FeedUnavailableError:
+                await asyncio.sleep(self._pace)
+                continue
             for entry in page:
                 # Another server than the position's may lack its last events: they must follow without a hole.
                 if entry.number != number or not self._fence.replay(token, entry.number, entry.events):
@@ -205,8 +219,7 @@ class Follower:
             group.create_task(self._sweep_forever())
 
     def stop(self) -> None:
-        """End the lease and, soon, the loops.  Cancelling `run()` alone is not enough: `asyncio.wait_for`, which
-        redis-py sends with, can swallow a cancellation on Python 3.11 [seen with a thousand connections]."""
+        """End the lease and, soon, the loops: a library that swallows a cancellation must not keep them running."""
         self._left = True
         self._lease.end()
 
@@ -259,17 +272,16 @@ class Follower:
 
     async def _wake_forever(self) -> None:
         heard_to = Position(0, 0)
-        generation = 0
+        life = 0
         rate = _EventRate(self._clock)
         while not self._left:
             applied = self._fence.position
             if applied is None:
                 await self._begun.wait()
                 continue
-            if applied.generation != generation:
-                generation, heard_to = applied.generation, applied
-            elif heard_to.generation == generation and heard_to.number < applied.number:
-                heard_to = applied
+            behind = heard_to.generation == applied.generation and heard_to.number < applied.number
+            if behind or life != self._fence.resets:
+                life, heard_to = self._fence.resets, applied
             if rate.per_second(applied) * self._nodes * DELIVERY_COST_SECONDS > SERVER_SHARE:
                 # With many nodes or events blocked reads are the dearest part: the confirm's pace has to do.
                 await asyncio.sleep(self._pace)
@@ -285,8 +297,7 @@ class Follower:
 
     async def _replay_once(self) -> None:
         await self._begun.wait()
-        with contextlib.suppress(FeedUnavailableError):
-            await self.replay()
+        await self.replay()
         self.replay_done = True
         logger.info("feed: retained window read, floor is %d of %s", self._fence.floor, self._fence.position)
 

@@ -32,6 +32,10 @@ class Confirmation:
     end: Position
     entries: tuple[FeedEntry, ...]
     nodes: int
+    time_us: int | None = None
+    """The server's TIME, µs."""
+    registry_was_lost: bool = False
+    """Records are gone that were there: the registry does not know everybody."""
 
 
 class Log(Protocol):
@@ -56,7 +60,7 @@ class Log(Protocol):
 
 
 class RedisLog:
-    """The feed of one key prefix on one standalone Redis or Valkey.  Owns three connections; `aclose()` ends them.
+    """The feed of one key prefix on one standalone Redis or Valkey.  Owns its connections; `aclose()` ends them.
 
     `timeout_seconds` bounds every call; a call that is late is abandoned together with its connection.
     """
@@ -95,8 +99,10 @@ class RedisLog:
                 end, rows = await self._confirm_once(applied, [shown_generation, field, record, followed_us])
         return Confirmation(
             end=Position(int(end[0]), int(end[1])),
-            entries=tuple(_entry(row)[1] for row in rows if row is not None),
+            entries=tuple(_entry(row)[1] for row in rows),
             nodes=int(end[4]),
+            time_us=int(end[2]) * 1_000_000 + int(end[3]),
+            registry_was_lost=bool(end[5]),
         )
 
     async def _confirm_once(self, applied: Position | None, args: list[Any]) -> tuple[list[bytes], list[Any]]:
@@ -116,7 +122,7 @@ class RedisLog:
             reply: Any = await self._blocked.xread(
                 {self._names.feed: str(after)}, count=PAGE_ENTRIES, block=max(1, int(block_seconds * 1000))
             )
-        return [_entry(row) for _stream, rows in reply or () for row in rows if row is not None]
+        return [_entry(row) for _stream, rows in reply or () for row in rows]
 
     async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
         async with self._call("replaying the feed"):
@@ -151,4 +157,4 @@ class RedisLog:
 
 def _entry(row: tuple[bytes, dict[bytes, bytes]]) -> tuple[Position, FeedEntry]:
     position = Position.parse(row[0])
-    return position, FeedEntry(position.number, events.decode(row[1].get(events.ENTRY_FIELD, b"")))
+    return position, events.read_entry(position.number, row[1].get(events.ENTRY_FIELD, b""))

@@ -22,7 +22,7 @@ class RedisNames:
 
     @property
     def generation(self) -> str:
-        """Hash: `replid`, `generation`, `number` (last one given), `born` (server TIME, µs), `followed`, `asked`."""
+        """Hash: `replid`, `generation`, `number` (last one given), `followed` (µs), `asked`."""
         return f"{{{self.prefix}}}:generation"
 
     @property

@@ -1,7 +1,7 @@
-"""The Lua scripts.  Each begins by making sure that the generation is the one of this very server and history.
+"""The Lua scripts.  Those about the feed begin by making sure that the generation is this very server's and history's.
 
-A generation is born when the server's `master_replid` is not the stored one (restart, failover) or nothing is stored
-(FLUSHALL, an empty server): max(stored + 1, what the caller shows + 1, TIME in µs), so that none is given twice.
+A generation is born when the server's `master_replid` is not the stored one (restart, failover), nothing is stored
+(FLUSHALL, an empty server), or the stream ends with an entry that no script of ours wrote: max(stored + 1, what the caller shows + 1, TIME in µs), so that none is given twice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ local function current(shown)
   local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
   local stored = redis.call('HMGET', KEYS[1], 'replid', 'generation', 'number')
   if replid and stored[1] == replid and stored[2] and stored[3] then
-    return tonumber(stored[2]), tonumber(stored[3])
+    local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+    if not last or last[1] == stored[2] .. '-' .. stored[3] then
+      return tonumber(stored[2]), tonumber(stored[3])
+    end
   end
   local time = redis.call('TIME')
   local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -30,8 +33,7 @@ local function current(shown)
   local generation = math.max((tonumber(stored[2] or 0) or 0) + 1, (tonumber(shown) or 0) + 1, top + 1, now)
   local text = string.format('%.0f', generation)
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'replid', replid or '', 'generation', text, 'number', '0',
-             'born', string.format('%.0f', now), 'followed', '0')
+  redis.call('HSET', KEYS[1], 'replid', replid or '', 'generation', text, 'number', '0', 'followed', '0')
   redis.call('XTRIM', KEYS[2], 'MINID', text .. '-0')
   return generation, 0
 end
@@ -61,15 +63,20 @@ return id
 
 # KEYS[3] nodes; ARGV[2] field and ARGV[3] record of the caller, ARGV[4] µs for which it has followed ARGV[1].
 # It writes in every case: an isolated old primary that may not write must not be able to confirm anything.
+# A caller that has followed for a while and has no record any more: the registry was lost, and knows nobody.
 _CONFIRM = """
 local generation, number = current(ARGV[1])
 local time = redis.call('TIME')
-redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
+local is_new = redis.call('HSET', KEYS[3], ARGV[2], ARGV[3]) == 1
 local text = string.format('%.0f', generation)
-if text == ARGV[1] and tonumber(ARGV[4]) > tonumber(redis.call('HGET', KEYS[1], 'followed') or 0) then
+local followed = text == ARGV[1] and tonumber(ARGV[4]) or 0
+local was_lost = is_new and followed > 0
+if was_lost then
+  redis.call('HSET', KEYS[1], 'followed', '0')
+elseif followed > tonumber(redis.call('HGET', KEYS[1], 'followed') or 0) then
   redis.call('HSET', KEYS[1], 'followed', ARGV[4])
 end
-return {text, string.format('%.0f', number), time[1], time[2], redis.call('HLEN', KEYS[3])}
+return {text, string.format('%.0f', number), time[1], time[2], redis.call('HLEN', KEYS[3]), was_lost and 1 or 0}
 """
 
 # Asks the registry, and writes, for the same reason.

@@ -69,7 +69,7 @@ class AsyncPublisher:
         await self._log.aclose()
 
     async def publish(self, events: Sequence[Event]) -> Position:
-        """Write the events, 1 to 10,000, as one feed entry; returns the position of the last one.
+        """Write the events, 1 to 10,000, all or none; returns the position of the last one.
 
         Raises FeedUnavailableError when the feed did not acknowledge it within 4 s: the events may be in the feed or
         not, so publish them again.

@@ -322,8 +322,30 @@ async def test_unreadable_entries_are_returned_as_such(log: RedisLog, redis: Any
     start = (await confirm(log)).end
     await redis.xadd(names.feed, {"x": b"1"}, f"{start.generation}-1")
     await redis.xadd(names.feed, {"e": b"\x94\x02\x00\xa1s\x90"}, f"{start.generation}-2")
+    await redis.hset(names.generation, "number", 2)
     entries = (await confirm(log, start)).entries
     assert [(entry.number, entry.events) for entry in entries] == [(1, None), (2, None)]
+
+
+async def test_an_entry_of_somebody_else_begins_a_generation(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """An XADD by hand takes a number that no script has given: publishing and confirming go on in a new generation."""
+    before = await append(log)
+    await redis.xadd(names.feed, {"type": "session.revoked"}, "*")
+    after = await append(log)
+    assert (after.generation > before.generation, after.number) == (True, 1)
+    reply = await confirm(log, after)
+    assert (reply.end, reply.entries) == (after, ())
+
+
+async def test_a_lost_registry_vouches_for_nobody(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """A caller that has followed for long finds no record of its own: whoever else was there is not known any more."""
+    start = (await log.confirm(None, 0, "node a1", "0 0 2000000 1 default", 0)).end
+    followed = (start, start.generation, "node a1", "0 0 2000000 2 default", 5_000_000)
+    assert not (await log.confirm(*followed)).registry_was_lost
+    assert (await log.ask_registry(start.generation)).followed_seconds == 5.0
+    await redis.delete(names.nodes)
+    assert (await log.confirm(*followed)).registry_was_lost
+    assert (await log.ask_registry(start.generation)).followed_seconds == 0.0
 
 
 async def test_wake_up_waits_for_what_comes(log: RedisLog, valkey: EmbeddedValkey, names: RedisNames) -> None:
@@ -435,7 +457,7 @@ async def test_keys_of_another_kind(
     name = getattr(names, key)
     await redis.set(name + "-other", "x")
     await redis.rename(name + "-other", name)
-    touched = {"feed": ["append", "confirm"], "generation": ["append", "confirm", "ask_registry"], "nodes": CALLS}[key]
+    touched = {"feed": ["append", "confirm", "ask_registry"], "generation": ["append", "confirm", "ask_registry"], "nodes": CALLS}[key]
     if next(n for n, c in CALLS.items() if c is call) in touched and not (key == "nodes" and call is append):
         with pytest.raises(FeedUnavailableError, match="WRONGTYPE"):
             await call(log)

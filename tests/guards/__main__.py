@@ -60,8 +60,8 @@ def _uncovered(patches: Sequence[Patch]) -> list[str]:
     readme = CHECKOUT / "README.md"
     found = read_guarantees(readme.read_text()) if readme.exists() else None
     if found is None:
-        _say(["absent   README.md has no section Guarantees yet"])
-        return races
+        _say(["MISSING  README.md has no section Guarantees"])
+        return [*races, "no Guarantees"]
     guarantees = uncovered_guarantees(found, patches)
     _say(guarantees or [f"covered  all {len(found)} guarantees of README.md"])
     return races + guarantees
