@@ -164,9 +164,10 @@ class ScriptedLog:
             await self.gate.passed()
         server = self.server
         end = server.current(shown_generation)
+        followed_us = followed_us if shown_generation == end.generation else 0
+        was_lost = followed_us > 0 and field not in server.nodes
         server.nodes[field] = record
-        if shown_generation == end.generation:
-            server.followed_us = max(server.followed_us, followed_us)
+        server.followed_us = 0 if was_lost else max(server.followed_us, followed_us)
         page: tuple[FeedEntry, ...] = ()
         if applied is not None:
             rows = [e for p, e in server.stream if p.generation == applied.generation and p.number > applied.number]
@@ -174,7 +175,7 @@ class ScriptedLog:
         nodes = len(server.nodes)
         if self.reply_gate is not None:
             await self.reply_gate.passed()
-        return Confirmation(end, page, nodes)
+        return Confirmation(end, page, nodes, server.time_us, was_lost)
 
     async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
         server = self.wake_server or self.server
@@ -293,7 +294,7 @@ class ScriptedOrigin:
         return self._refusal()
 
     async def pass_on(
-        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, anonymous: bool
     ) -> OriginAnswer:
         self.passed_on += 1
         self.last_passed_on = method, target, headers, body

@@ -1,7 +1,8 @@
 """The Lua scripts.  Those about the feed begin by making sure that the generation is this very server's and history's.
 
 A generation is born when the server's `master_replid` is not the stored one (restart, failover), nothing is stored
-(FLUSHALL, an empty server), or the stream ends with an entry that no script of ours wrote: max(stored + 1, what the caller shows + 1, TIME in µs), so that none is given twice.
+(FLUSHALL, an empty server), or the stream ends with an entry that no script of ours wrote: max(stored + 1, what the
+caller shows + 1, TIME in µs), so that none is given twice.
 """
 
 from __future__ import annotations

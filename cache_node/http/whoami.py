@@ -16,9 +16,9 @@ import orjson
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.position import Position
-from cache_node.http.credentials import ANONYMOUS, extract
+from cache_node.http.credentials import ANONYMOUS, MIXED, extract
 from cache_node.http.errors import error_body
-from cache_node.sessions.answer import Answer, Wants
+from cache_node.sessions.answer import Answer, Tier, Wants
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
 from cache_node.sessions.origin import WHOAMI_PATH
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BODY_BYTES = 1024 * 1024
 """A body that goes on to the origin; Kratos ignores those of whoami."""
+REQUEST_BODY_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 1
 
 Scope = MutableMapping[str, Any]
@@ -59,7 +60,7 @@ class Whoami:
         self._observer = observer
         self._session_cookie = session_cookie.encode()
         self.under_way: set[asyncio.Task[Any]] = set()
-        """Tasks of the requests that wait for something."""
+        """Tasks of the requests that are not answered yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != WHOAMI_PATH:
@@ -70,36 +71,38 @@ class Whoami:
         if task is not None:
             self.under_way.add(task)
             task.add_done_callback(self.under_way.discard)
-        try:
-            answer = await self._answer(scope, receive)
-        except OriginUnavailableError as exc:
-            answer = _unavailable(exc)
-        except _Refused as exc:
-            answer = Answer(exc.status, _JSON, error_body(exc.status, exc.message), "bypass", "refused")
+        answer = await self._answer(scope, receive)
         answer = _with_request_id(answer, scope["headers"])
         await _send(answer, send, is_head=scope["method"] == "HEAD")
         self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        why_not_plain = _why_not_plain(scope)
-        if why_not_plain is not None:
-            return await self._pass_on(scope, receive, why_not_plain)
         credential = extract(headers, self._session_cookie)  # 1
-        if isinstance(credential, Credential):
-            return await self._reader.read(credential, _wants(headers))
-        if credential is ANONYMOUS:
+        why_not_plain = _why_not_plain(scope) or ("mixed" if credential is MIXED else None)
+        if why_not_plain is not None:
+            return await self._pass_on(scope, receive, why_not_plain, anonymous=credential is ANONYMOUS)
+        try:
+            if isinstance(credential, Credential):
+                return await self._reader.read(credential, _wants(headers))
             return await self._reader.read_anonymous()
-        return await self._pass_on(scope, receive, "mixed")
+        except OriginUnavailableError as exc:
+            return _unavailable(exc, "origin")
 
-    async def _pass_on(self, scope: Scope, receive: Receive, why: str) -> Answer:
+    async def _pass_on(self, scope: Scope, receive: Receive, why: str, *, anonymous: bool) -> Answer:
         query: bytes = scope["query_string"]
         target = WHOAMI_PATH + ("?" + query.decode("latin-1") if query else "")
-        body = await _read_body(receive)
         headers = tuple(scope["headers"])
-        if not all(_is_utf8(value) for _name, value in headers):
-            raise _Refused(400, "A header of this request is not valid UTF-8.")
-        return await self._reader.pass_on(scope["method"], target, headers, body, why)
+        try:
+            body = await _read_body(receive)
+            if not all(_is_utf8(value) for _name, value in headers):
+                raise _Refused(400, "A header of this request is not valid UTF-8.")
+            return await self._reader.pass_on(scope["method"], target, headers, body, why, anonymous=anonymous)
+        except OriginUnavailableError as exc:
+            return _unavailable(exc, "bypass")
+        except _Refused as exc:
+            headers = _JSON if exc.status == 400 else (*_JSON, (b"connection", b"close"))  # the body's rest is not read
+            return Answer(exc.status, headers, error_body(exc.status, exc.message), "bypass", "refused")
 
 
 class _Refused(Exception):
@@ -159,15 +162,19 @@ async def _read_body(receive: Receive) -> bytes:
     chunks = []
     size = 0
     more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Refused(400, "The request ended before its body did.")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > MAX_REQUEST_BODY_BYTES:
-            raise _Refused(413, f"The body is larger than {MAX_REQUEST_BODY_BYTES} bytes.")
-        more = message.get("more_body", False)
+    try:
+        async with asyncio.timeout(REQUEST_BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _Refused(400, "The request ended before its body did.")
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > MAX_REQUEST_BODY_BYTES:
+                    raise _Refused(413, f"The body is larger than {MAX_REQUEST_BODY_BYTES} bytes.")
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise _Refused(408, f"The body did not arrive within {REQUEST_BODY_SECONDS:g} s.") from None
     return b"".join(chunks)
 
 
@@ -179,11 +186,11 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _unavailable(exc: OriginUnavailableError) -> Answer:
+def _unavailable(exc: OriginUnavailableError, tier: Tier) -> Answer:
     logger.debug("no answer: %s", exc)
     headers: Headers = (*_JSON, (b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
     body = error_body(503, "The session could not be checked just now. Please try again.")
-    return Answer(503, headers, body, "origin", exc.cause)
+    return Answer(503, headers, body, tier, exc.cause)
 
 
 def _with_request_id(answer: Answer, headers: list[tuple[bytes, bytes]]) -> Answer:

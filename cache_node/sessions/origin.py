@@ -39,10 +39,10 @@ REFUSALS_BELIEVED = 2
 QUEUE_SECONDS = 1.0
 """How long a read may wait for its turn; then 503, because the origin is not the one to wait longer."""
 
-# Connection-bound (RFC 9110 section 7.6.1), or written anew for each connection.
+# Connection-bound (RFC 9110 section 7.6.1), or written anew for each answer.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    b"upgrade content-length date".split()
+    b"upgrade content-length date age".split()
 )
 _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -112,12 +112,26 @@ class Origin:
             return await self._ask("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
 
     async def pass_on(
-        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, anonymous: bool
     ) -> OriginAnswer:
         """One client's request for that client alone, with all its headers but hop-by-hop ones."""
+        if anonymous:
+            async with self._slot():
+                return await self._ask(method, target, _forwarded(headers), body)
         return await self._believed(method, target, _forwarded(headers), body, lambda: None)
 
     async def _believed(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, on_begin: Callable[[], None]
+    ) -> OriginAnswer:
+        """All reads and probes together have one deadline, behind the wait for a turn."""
+        limit = self._timeout + min(QUEUE_SECONDS, self._timeout)
+        try:
+            async with asyncio.timeout(limit):
+                return await self._ask_until_believed(method, target, headers, body, on_begin)
+        except TimeoutError:
+            raise OriginUnavailableError("timeout", f"the origin could not be believed within {limit:g} s") from None
+
+    async def _ask_until_believed(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, on_begin: Callable[[], None]
     ) -> OriginAnswer:
         for refusal in range(1, REFUSALS_BELIEVED + 1):

@@ -21,7 +21,7 @@ class SharedTier(Protocol):
         """Keep the entry, some time soon."""
 
     def discard(self, key: Key) -> None:
-        """Take the entry away, some time soon; no reader relies on it."""
+        """Take the entry away, some time soon, if the tier can be reached."""
 
 
 class SessionOrigin(Protocol):
@@ -34,6 +34,6 @@ class SessionOrigin(Protocol):
         """What it says to those who present nothing."""
 
     async def pass_on(
-        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
+        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, anonymous: bool
     ) -> OriginAnswer:
-        """What it says to one client's request, for that client alone."""
+        """What it says to one client's request, for that client alone; `anonymous` if that presents no credential."""

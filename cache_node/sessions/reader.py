@@ -58,14 +58,18 @@ class FromOrigin:
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfOrder:
+class OriginFailed:
     """The origin could not do its work; `answer` is its 429 or 5xx, if it said so much."""
 
     failure: OriginUnavailableError
     answer: OriginAnswer | None = None
 
 
-Outcome = FromRedis | FromOrigin | OutOfOrder
+Outcome = FromRedis | FromOrigin | OriginFailed
+
+
+# Of what is not kept, these say something about the session; a proxy's 404 or 302 does not.
+_ABOUT_THE_CREDENTIAL = (200, 403)
 
 
 class Reader:
@@ -108,7 +112,8 @@ class Reader:
         found = self._look_in_memory(name, wants)  # 3
         if isinstance(found, Answer):
             return found
-        ask_origin = wants.no_cache
+        # Where the origin has refused, what Redis may still hold from before is not asked: it could not be taken away.
+        ask_origin = wants.no_cache or self._memory.get_refusal(name) is not None
         while True:  # 4
             outcome, joined_before_read = await self._flights.join(
                 name, lambda flight: self._fill(flight, keys, credential), ask_origin=ask_origin
@@ -135,9 +140,11 @@ class Reader:
             return self._from_refusal(known)
         return self._from_origin(answer, "anonymous")
 
-    async def pass_on(self, method: str, target: str, headers: Headers, body: bytes, detail: str) -> Answer:
-        """A request that goes to the origin for itself; `detail` says why."""
-        answer = await self._origin.pass_on(method, target, headers, body)
+    async def pass_on(
+        self, method: str, target: str, headers: Headers, body: bytes, detail: str, *, anonymous: bool
+    ) -> Answer:
+        """A request that goes to the origin for itself; `detail` says why.  `anonymous`: it presents no credential."""
+        answer = await self._origin.pass_on(method, target, headers, body, anonymous=anonymous)
         return Answer(answer.status, answer.headers, answer.body, "bypass", detail)
 
     # 3: the memory tier ---------------------------------------------------------------------------------------------
@@ -191,14 +198,14 @@ class Reader:
         try:
             answer = await self._origin.read(credential, on_begin=flight.begin_read)  # 8
         except OriginUnavailableError as exc:
-            return await self._without_origin(keys, OutOfOrder(exc))
+            return await self._without_origin(keys, OriginFailed(exc))
         if answer.is_failure:
             failed = OriginUnavailableError("failing", f"the origin answered {answer.status}")
-            return await self._without_origin(keys, OutOfOrder(failed, answer))
+            return await self._without_origin(keys, OriginFailed(failed, answer))
         facts = read_session(answer.body) if answer.status == 200 else None
         if answer.status == 200 and facts is None:
             no_session = OriginUnavailableError("garbage", "the origin answered 200 with something that is no session")
-            return await self._without_origin(keys, OutOfOrder(no_session))
+            return await self._without_origin(keys, OriginFailed(no_session))
         return self._store(keys, credential, as_of, answer, facts)  # 9
 
     async def _look_in_redis(self, keys: tuple[Key, ...]) -> Entry | None:
@@ -232,7 +239,7 @@ class Reader:
         if entry is None:
             # The newest word of the origin is not an entry: an older one must not be given in its place.  A node
             # without a position has none, and leaves its neighbours theirs.
-            if answer.believed and as_of is not None:
+            if answer.status in _ABOUT_THE_CREDENTIAL and answer.believed and as_of is not None:
                 self._forget(keys)
             return FromOrigin(answer)
         if not (self._fence.admits(entry) and self._lease.holds()):
@@ -298,7 +305,7 @@ class Reader:
         match outcome:
             case FromRedis(entry):
                 return self._from_entry(entry, "redis", "redis") if self._why_not(entry, wants) is None else None
-            case OutOfOrder():
+            case OriginFailed():
                 return self._answer_in_outage(outcome, name, wants)
             case FromOrigin(answer):
                 return (
@@ -311,7 +318,7 @@ class Reader:
             return wants.is_plain and self._stands(outcome.refusal)
         return outcome.entry is not None and self._why_not(outcome.entry, wants) is None
 
-    def _answer_in_outage(self, outcome: OutOfOrder, name: bytes, wants: Wants) -> Answer:
+    def _answer_in_outage(self, outcome: OriginFailed, name: bytes, wants: Wants) -> Answer:
         entry = self._admitted(name)
         is_new_enough = wants.min_position is None or self._fence.has_applied(wants.min_position)
         if entry is not None and is_new_enough:

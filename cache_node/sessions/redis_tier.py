@@ -73,7 +73,7 @@ class RedisTier:
         self._write(self._names.entry(key.name), seal(key, entry))
 
     def discard(self, key: Key) -> None:
-        """Take away what the origin has contradicted; for economy, no reader relies on it."""
+        """Take away what the origin has contradicted, some time soon or, if Redis is away, not at all."""
         self._write(self._names.entry(key.name), None)
 
     def _read(self, name: bytes) -> asyncio.Future[bytes | None]:
@@ -92,10 +92,15 @@ class RedisTier:
 
     async def _read_batch(self, reads: dict[bytes, asyncio.Future[bytes | None]]) -> None:
         self.counts["reads"] += len(reads)
-        values = await self._call(lambda: self._client.mget(list(reads)))
-        for future, value in zip(reads.values(), values or [None] * len(reads), strict=True):
-            if not future.done():
+        try:
+            values = await self._call(lambda: self._client.mget(list(reads)))
+            for future, value in zip(reads.values(), values or [None] * len(reads), strict=True):
                 future.set_result(value)
+        finally:
+            # Whatever else goes wrong is a miss too: a reader that waited for ever would hold its key for ever.
+            for future in reads.values():
+                if not future.done():
+                    future.set_result(None)
 
     def _write(self, name: bytes, value: bytes | None) -> None:
         if len(self._writes) >= MAX_PENDING_WRITES:

@@ -31,8 +31,8 @@ def framed(payload: bytes, version: object = VERSION) -> bytes:
     return packed
 
 
-def field(rows: object, version: object = VERSION) -> bytes:
-    packed: bytes = msgpack.packb([version, 1_800_000_000_000_000, "source", rows])
+def field(rows: object, version: object = VERSION, written_us: object = 1_800_000_000_000_000) -> bytes:
+    packed: bytes = msgpack.packb([version, written_us, "source", rows])
     return packed
 
 
@@ -63,6 +63,7 @@ def test_batch_of_ten_thousand_survives_the_feed() -> None:
         pytest.param(field([[1, b"s", None, 0]]), id="id of bytes"),
         pytest.param(field([[1, "s" * 129, None, 0]]), id="id too long"),
         pytest.param(field([[[], "s", None, 0]]), id="type that is no number"),
+        pytest.param(field([[1, "s", None, 0]], written_us=float("inf")), id="written at no time"),
         pytest.param(field([]), id="no events"),
         pytest.param(field(None), id="nothing for events"),
         pytest.param(field({"a": 1}), id="a map for events"),
@@ -101,6 +102,7 @@ def names_what_it_should(event: Event) -> bool:
     st.binary()
     | st.builds(lambda value: bytes(msgpack.packb(value)), anything)
     | st.builds(field, rows | anything, st.just(VERSION) | anything)
+    | st.builds(field, st.just([[5, None, None, 0]]), st.just(VERSION), anything)
 )
 def test_reading_never_fails(payload: bytes) -> None:
     """Whatever bytes stand in the feed, a node gets events that name something, or None."""

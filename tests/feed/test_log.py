@@ -457,7 +457,11 @@ async def test_keys_of_another_kind(
     name = getattr(names, key)
     await redis.set(name + "-other", "x")
     await redis.rename(name + "-other", name)
-    touched = {"feed": ["append", "confirm", "ask_registry"], "generation": ["append", "confirm", "ask_registry"], "nodes": CALLS}[key]
+    touched = {
+        "feed": ["append", "confirm", "ask_registry"],
+        "generation": ["append", "confirm", "ask_registry"],
+        "nodes": CALLS,
+    }[key]
     if next(n for n, c in CALLS.items() if c is call) in touched and not (key == "nodes" and call is append):
         with pytest.raises(FeedUnavailableError, match="WRONGTYPE"):
             await call(log)

@@ -108,7 +108,7 @@ async def test_what_is_passed_on_keeps_all_but_hop_by_hop_headers(server: RawOri
         (b"user-agent", b"curl/8"),
     ]
     async with origin_to(server) as origin:
-        await origin.pass_on("POST", "/sessions/whoami?tokenize_as=a%20b&x=", headers, b"body")
+        await origin.pass_on("POST", "/sessions/whoami?tokenize_as=a%20b&x=", headers, b"body", anonymous=False)
     lines = server.requests[0].split(b"\r\n")
 
     assert lines[0] == b"POST /sessions/whoami?tokenize_as=a%20b&x= HTTP/1.1"
@@ -215,7 +215,7 @@ async def test_the_length_of_an_answer_to_head_is_kept(server: RawOrigin) -> Non
     """Nothing else tells it; for all other answers the body does."""
     server.replies = [b"HTTP/1.1 200 OK\r\nContent-Length: 1399\r\n\r\n"]
     async with origin_to(server) as origin:
-        answer = await origin.pass_on("HEAD", "/sessions/whoami", [], b"")
+        answer = await origin.pass_on("HEAD", "/sessions/whoami", [], b"", anonymous=False)
 
     assert (answer.headers, answer.body) == (((b"content-length", b"1399"),), b"")
 
@@ -577,7 +577,7 @@ async def test_a_401_of_what_is_passed_on_is_judged_as_well(server: RawOrigin) -
     server.probes = [NOT_READY]
     async with origin_to(server) as origin:
         with pytest.raises(OriginUnavailableError):
-            await origin.pass_on("GET", "/sessions/whoami", [(b"origin", b"https://app.example")], b"")
+            await origin.pass_on("GET", "/sessions/whoami", [(b"origin", b"https://app.example")], b"", anonymous=False)
 
 
 async def test_outcomes_are_observed(server: RawOrigin) -> None:

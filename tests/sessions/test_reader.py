@@ -362,7 +362,9 @@ async def test_no_cache_asks_the_origin_and_its_answer_is_kept() -> None:
 async def test_what_is_passed_on_keeps_nothing() -> None:
     """A request that goes to the origin for itself is answered by it alone."""
     node = await following_node()
-    answer = await node.reader.pass_on("POST", "/sessions/whoami?a=1", ((b"x-session-token", b"token"),), b"", "method")
+    answer = await node.reader.pass_on(
+        "POST", "/sessions/whoami?a=1", ((b"x-session-token", b"token"),), b"", "method", anonymous=False
+    )
 
     assert (answer.tier, answer.detail) == ("bypass", "method")
     assert node.origin.passed_on == 1
