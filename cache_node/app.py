@@ -131,6 +131,7 @@ class Node:
         membership = Membership(settings.node_id, settings.region, settings.max_staleness_seconds)
         follower = Follower(log, fence, lease, clock, membership)
         memory = MemoryTier(settings.memory_bytes)
+        self._stack.callback(memory.clear)
         lifetime = min(settings.entry_ttl_seconds, settings.fence_window_seconds)
         redis_tier = RedisTier(url, names, lifetime_seconds=lifetime)
         origin = Origin(
@@ -179,6 +180,7 @@ class Node:
             is_draining=lambda: self._draining,
         )
         origin.observe = stats.observe_origin
+        follower.observe_lag = stats.lag.observe
         return parts
 
     async def _follow(self, follower: Follower) -> None:

@@ -118,7 +118,7 @@ def read_entry(number: int, payload: bytes) -> FeedEntry:
         if version != VERSION or not rows:
             return FeedEntry(number, None)
         return FeedEntry(number, tuple([_event(*row) for row in rows]), int(published_us))
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException):
+    except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException):
         return FeedEntry(number, None)
 
 

@@ -99,7 +99,9 @@ def _feed(components: Components) -> Iterator[Metric]:
     yield state
     yield _gauge("lease_seconds", "What is left of the lease.", components.lease.seconds_left())
     age = "Age of the newest feed state that was confirmed complete."
-    yield _gauge("feed_lag_seconds", age, follower.seconds_since_confirmed)
+    yield _gauge("freshness_seconds", age, follower.seconds_since_confirmed)
+    lag = "From the writing of a feed entry to its confirmation here, by the feed server's clock."
+    yield _histograms("feed_lag_seconds", lag, (), [((), components.stats.lag)])
     position = components.fence.position
     number = None if position is None else position.number
     yield _gauge("feed_number", "Number of the last event applied, in its generation.", number)

@@ -60,6 +60,8 @@ class Metrics:
         """By the word for why no tier answered."""
         self.origin: defaultdict[str, Histogram] = defaultdict(Histogram)
         """By outcome: a status or its class, or the cause of a failure."""
+        self.lag = Histogram()
+        """From the writing of a feed entry to its confirmation here, by the feed server's clock."""
         self.publishes: Counter[str] = Counter()
         """Calls of the admin port that published: `published`, `unavailable`, `interrupted`."""
         self.published_events: Counter[str] = Counter()

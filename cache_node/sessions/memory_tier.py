@@ -81,6 +81,11 @@ class MemoryTier:
         self._entries.discard(name)
         self._refusals.discard(name)
 
+    def clear(self) -> None:
+        """Forget everything.  Its owner must, at the end: the collector does not see what is kept here."""
+        self._entries.clear()
+        self._refusals.clear()
+
 
 def _size_of(body: bytes, headers: Headers) -> int:
     lines = sum(len(name) + len(value) + HEADER_OVERHEAD_BYTES for name, value in headers)

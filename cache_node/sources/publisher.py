@@ -24,7 +24,7 @@ from cache_node.feed.log import RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryWatch
-from cache_node.sources.receipt import Receipt, wait_for_receipt
+from cache_node.sources.receipt import Receipt, RegistryPoll, wait_for_receipt
 
 PUBLISH_DEADLINE_SECONDS = 4.0
 """A publish that could not be written by then fails; within it the publisher repeats, which is harmless."""
@@ -55,7 +55,7 @@ class AsyncPublisher:
             self._settings.redis_url, RedisNames(self._settings.key_prefix), timeout_seconds=ATTEMPT_SECONDS
         )
         self._source = source or f"publisher@{socket.gethostname()}"[:64]
-        self._newest_generation = 0
+        self._poll = RegistryPoll(self._log)
         self._watch = RegistryWatch()
 
     async def __aenter__(self) -> Self:
@@ -66,6 +66,7 @@ class AsyncPublisher:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._poll.close()
         await self._log.aclose()
 
     async def publish(self, events: Sequence[Event]) -> Position:
@@ -83,7 +84,7 @@ class AsyncPublisher:
                 position = await self._log.append(
                     events,
                     source=self._source,
-                    shown_generation=self._newest_generation,
+                    shown_generation=self._poll.newest_generation,
                     retain=self._settings.feed_events,
                 )
             except FeedUnavailableError:
@@ -93,7 +94,7 @@ class AsyncPublisher:
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
-                self._newest_generation = max(self._newest_generation, position.generation)
+                self._poll.newest_generation = max(self._poll.newest_generation, position.generation)
                 return position
 
     async def publish_and_wait(
@@ -103,7 +104,7 @@ class AsyncPublisher:
         started = time.monotonic()
         position = await self.publish(events)
         return await wait_for_receipt(
-            self._log,
+            self._poll,
             position,
             started_at=started,
             acknowledged_at=time.monotonic(),
@@ -169,14 +170,14 @@ class AsyncPublisher:
 
     async def followed_seconds(self) -> float:
         """For how long some node has followed the current generation: receipts are quick once it outlives a lease."""
-        return (await self._log.ask_registry(self._newest_generation)).followed_seconds
+        return (await self._log.ask_registry(self._poll.newest_generation)).followed_seconds
 
     async def region_status(self) -> dict[str, Any]:
         """Feed end and registry: `{"generation", "position", "nodes": [{"node_id", "region", "position", "state"}]}`.
 
         `state` is `applied` or `pending`, towards the feed's end; a node's `position` is None before its first confirm.
         """
-        reading = await self._log.ask_registry(self._newest_generation)
+        reading = await self._log.ask_registry(self._poll.newest_generation)
         end = Position(reading.generation, reading.number)
         nodes = [
             {

@@ -9,6 +9,7 @@ confirmed a feed state that contains the event.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -105,8 +106,66 @@ class ReceiptWait:
         return "pending"
 
 
+class RegistryPoll:
+    """Reads the registry for all who wait on one publisher: one reading at a time, however many wait.
+
+    Belongs to one event loop.  The pause between readings grows while nobody new comes.
+    """
+
+    def __init__(self, log: RegistryLog) -> None:
+        self._log = log
+        self._waiting = 0
+        self._hurry = asyncio.Event()
+        self._next: asyncio.Future[tuple[RegistryReading | None, float, float]] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.newest_generation = 0
+        """Shown to the server, so that it begins no lower one."""
+
+    def close(self) -> None:
+        """Give up the reading under way."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def hurry(self) -> None:
+        """Somebody new waits: read soon."""
+        self._hurry.set()
+
+    async def next(self) -> tuple[RegistryReading | None, float, float]:
+        """The next reading with the monotonic times of its sending and its coming; None if it could not be had."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        self._waiting += 1
+        try:
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._run())
+            return await asyncio.shield(self._next)
+        finally:
+            self._waiting -= 1
+
+    async def _run(self) -> None:
+        pause = FIRST_POLL_SECONDS
+        while self._waiting:
+            reading, sent, received = await self._read()
+            following, self._next = self._next, None
+            if following is not None:
+                following.set_result((reading, sent, received))
+            pause = FIRST_POLL_SECONDS if self._hurry.is_set() else min(pause * 2, LAST_POLL_SECONDS)
+            self._hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._hurry.wait()
+
+    async def _read(self) -> tuple[RegistryReading | None, float, float]:
+        sent = time.monotonic()
+        try:
+            reading = await self._log.ask_registry(self.newest_generation)
+        except FeedUnavailableError:
+            return None, sent, time.monotonic()
+        return reading, sent, time.monotonic()
+
+
 async def wait_for_receipt(
-    log: RegistryLog,
+    poll: RegistryPoll,
     position: Position,
     *,
     started_at: float,
@@ -115,19 +174,18 @@ async def wait_for_receipt(
     timeout_seconds: float,
     watch: RegistryWatch,
 ) -> Receipt:
-    """Poll the registry until the receipt is complete or `timeout_seconds` have passed since `acknowledged_at`."""
+    """Judge readings of the registry until the receipt is complete or `timeout_seconds` have passed since
+    `acknowledged_at`; both times are readings of the monotonic clock."""
     waiting = ReceiptWait(position, acknowledged_at, max_staleness_seconds, watch)
-    pause = FIRST_POLL_SECONDS
-    while True:
-        sent = time.monotonic()
-        try:
-            async with asyncio.timeout(max(pause, acknowledged_at + timeout_seconds - sent)):
-                reading = await log.ask_registry(position.generation)
-            complete = waiting.is_complete(reading, sent, time.monotonic())
-        except (FeedUnavailableError, TimeoutError):
-            complete = waiting.has_outlived_leases(sent)
-        now = time.monotonic()
-        if complete or now - acknowledged_at >= timeout_seconds:
-            return Receipt(position, complete, now - started_at, waiting.nodes)
-        await asyncio.sleep(min(pause, max(0.0, acknowledged_at + timeout_seconds - now)))
-        pause = min(pause * 2, LAST_POLL_SECONDS)
+    complete = False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(acknowledged_at + timeout_seconds - time.monotonic()):
+            poll.newest_generation = max(poll.newest_generation, position.generation)
+            poll.hurry()
+            while not complete:
+                reading, sent, received = await poll.next()
+                if reading is None:
+                    complete = waiting.has_outlived_leases(sent)
+                elif sent >= acknowledged_at:
+                    complete = waiting.is_complete(reading, sent, received)
+    return Receipt(position, complete, time.monotonic() - started_at, waiting.nodes)

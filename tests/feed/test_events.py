@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_node.errors import InvalidEventError
-from cache_node.feed.events import MAX_ID_BYTES, VERSION, Event, EventType, decode, encode, normalise_id
+from cache_node.feed.events import MAX_ID_BYTES, VERSION, Event, EventType, decode, encode, normalise_id, read_entry
 
 UPPER = "0F8FAD5B-D9CB-469F-A165-70867728950E"
 
@@ -46,6 +46,29 @@ def test_batch_of_ten_thousand_survives_the_feed() -> None:
     """As many as one publish call may bring fit one entry."""
     events = [Event(EventType.SESSION_REVOKED, f"session-{n}", f"identity-{n}") for n in range(10_000)]
     assert decode(framed(encode("source", events))) == tuple(events)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Event(EventType.SESSION_REVOKED),
+        Event(EventType.SESSION_CHANGED, None, "i"),
+        Event(EventType.IDENTITY_CHANGED, "s"),
+        Event(EventType.IDENTITY_DELETED, "s", ""),
+    ],
+)
+def test_an_event_that_names_nothing_is_not_written(event: Event) -> None:
+    """Nobody could read it, so that it would void the caches of a whole region."""
+    with pytest.raises(InvalidEventError, match="names nothing"):
+        encode("s", [Event(EventType.FLUSH), event])
+
+
+def test_an_entry_tells_when_it_was_written() -> None:
+    """In the server's µs, for the lag; None where the entry cannot be read."""
+    entry = read_entry(7, field([[5, None, None, 0]]))
+    assert (entry.number, entry.events, entry.published_us) == (7, (Event(EventType.FLUSH),), 1_800_000_000_000_000)
+    unreadable = read_entry(7, b"")
+    assert (unreadable.number, unreadable.events, unreadable.published_us) == (7, None, None)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,16 @@ def test_every_word_that_the_read_path_uses_is_known() -> None:
 
 NAMES = {
     *("requests", "request_seconds", "misses", "rejected_fills", "missed_events", "shared_again"),
-    *("fresh", "state", "lease_seconds", "feed_lag_seconds", "feed_number", "feed_events", "feed_resets"),
+    *(
+        "fresh",
+        "state",
+        "lease_seconds",
+        "feed_lag_seconds",
+        "freshness_seconds",
+        "feed_number",
+        "feed_events",
+        "feed_resets",
+    ),
     *("feed_confirms", "feed_failures", "feed_early_entries"),
     *("fence_ids", "fence_ids_limit", "fence_floor_raises", "fence_resets"),
     *("memory_bytes", "memory_limit_bytes", "memory_entries", "memory_evictions"),
@@ -128,7 +137,8 @@ async def test_a_node_that_follows(make_node: MakeNode) -> None:
     assert figures[sample("state", state="FOLLOWING")] == 1
     assert figures[sample("state", state="LOST")] == 0
     assert 0 < figures[sample("lease_seconds")] <= 0.5
-    assert 0 <= figures[sample("feed_lag_seconds")] < 0.5
+    assert 0 <= figures[sample("freshness_seconds")] < 0.5
+    assert figures[sample("feed_lag_seconds_count")] == 1
     assert figures[sample("feed_number")] == 1
     assert figures[sample("feed_events_total")] == 1
     assert figures[sample("fence_floor_raises_total")] == 1
@@ -140,7 +150,7 @@ async def test_a_node_that_follows(make_node: MakeNode) -> None:
 async def test_what_a_node_without_feed_does_not_know_has_no_sample(make_node: MakeNode, unreachable_url: str) -> None:
     node = await make_node(redis_url=unreachable_url)
     figures = await metrics_of(node)
-    for unknown in ("feed_lag_seconds", "lease_seconds", "feed_number"):
+    for unknown in ("freshness_seconds", "lease_seconds", "feed_number"):
         assert sample(unknown) not in figures
     assert figures[sample("fresh")] == 0
     assert figures[sample("state", state="BOOTSTRAPPING")] == 1

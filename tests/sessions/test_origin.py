@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 
 from cache_node.errors import OriginUnavailableError
@@ -597,3 +599,11 @@ async def test_outcomes_are_observed(server: RawOrigin) -> None:
 def test_what_counts_as_a_failure(status: int, is_failure: bool) -> None:
     """429 and 5xx say nothing about the credential."""
     assert OriginAnswer(status, (), b"", 0.0).is_failure is is_failure
+
+
+def test_aiohttp_internals() -> None:
+    """What the connector reaches into, as aiohttp is pinned to one minor version: without it the guard never runs."""
+    assert inspect.signature(aiohttp.BaseConnector._get).parameters.keys() == {"self", "key", "traces"}
+    assert inspect.iscoroutinefunction(aiohttp.BaseConnector._get)
+    assert {"protocol", "close"} <= set(dir(aiohttp.connector.Connection))
+    assert {"should_close", "transport"} <= set(dir(aiohttp.client_proto.ResponseHandler))

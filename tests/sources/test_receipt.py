@@ -11,7 +11,7 @@ import pytest
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryReading, RegistryWatch
-from cache_node.sources.receipt import Receipt, ReceiptNode, ReceiptWait, wait_for_receipt
+from cache_node.sources.receipt import Receipt, ReceiptNode, ReceiptWait, RegistryPoll, wait_for_receipt
 
 GENERATION = 7
 PUBLISHED = Position(GENERATION, 5)
@@ -232,7 +232,7 @@ class ScriptedRegistry:
 async def receipt(registry: ScriptedRegistry, *, staleness: float = MAX_STALENESS, seconds: float = 5.0) -> Receipt:
     now = time.monotonic()
     return await wait_for_receipt(
-        registry,
+        RegistryPoll(registry),
         PUBLISHED,
         started_at=now - 1.0,
         acknowledged_at=now,
@@ -295,3 +295,25 @@ async def test_cancelling_a_wait_is_possible_at_any_time() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_all_who_wait_share_one_reading() -> None:
+    """However many wait on one publisher, the server is asked by one of them at a time."""
+    registry = ScriptedRegistry(*[reading({"one": row(4)})] * 4, reading({"one": row(5)}))
+    poll = RegistryPoll(registry)
+    now = time.monotonic()
+    waits = [
+        wait_for_receipt(
+            poll,
+            PUBLISHED,
+            started_at=now,
+            acknowledged_at=now,
+            max_staleness_seconds=MAX_STALENESS,
+            timeout_seconds=5.0,
+            watch=RegistryWatch(),
+        )
+        for _ in range(100)
+    ]
+    got = await asyncio.gather(*waits)
+    assert all(one.dead_everywhere for one in got)
+    assert len(registry.asked) == 5
