@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import pytest
 
 from cache_node.embedded import EmbeddedValkey
+from cache_node.errors import FeedUnavailableError
 from cache_node.feed.clock import SystemClock
-from cache_node.feed.events import Event
+from cache_node.feed.events import Event, FeedEntry
 from cache_node.feed.fence import Fence
 from cache_node.feed.follower import (
     CONFIRM_COST_SECONDS,
@@ -415,3 +416,40 @@ async def test_a_follower_that_runs_again_goes_on_where_it_was(valkey: EmbeddedV
         node.running = asyncio.create_task(node.follower.run())
         await node.applies(position)
         assert (node.fence.resets, node.fence.floor) == (1, floor)
+
+
+async def test_a_reset_upon_a_reset_waits(caplog: pytest.LogCaptureFixture) -> None:
+    """A feed that contradicts itself must not be asked as fast as it answers, nor fill the log."""
+    server = LogServer()
+    node = new_node(server)
+    await node.follow()
+    end = server.current(0)
+    server.stream.append((Position(end.generation, 9), FeedEntry(9, None)))  # and the server says that 0 is the end
+    assert await node.follower.confirm(), "the first reset is followed by the confirm that may end it"
+    assert [await node.follower.confirm() for _ in range(3)] == [False] * 3
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+class _FailingOnce(ScriptedLog):
+    failures = 1
+
+    async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
+        if self.failures:
+            self.failures -= 1
+            raise FeedUnavailableError("the scripted server stalls once")
+        return await super().read_back(before, count)
+
+
+async def test_a_replay_that_failed_goes_on() -> None:
+    """A stall of the server at a node's start must not leave it cold for its life."""
+    server = LogServer()
+    for _ in range(5):
+        server.append(changed())
+    clock = ManualClock()
+    membership = Membership("node-1", "default", 0.02)
+    lease = Lease(clock)
+    fence = Fence(clock, window_seconds=900.0, max_ids=1000)
+    follower = Follower(_FailingOnce(server), fence, lease, clock, membership)
+    await follower.confirm()
+    await follower.replay()
+    assert fence.floor == 1

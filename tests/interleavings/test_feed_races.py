@@ -727,6 +727,20 @@ async def test_overtaken_confirm_of_another_generation_makes_it_no_older() -> No
     assert new.followed_us == 0, "the new generation is as old as its first confirm"
 
 
+async def test_lost_registry_makes_the_generation_young_again() -> None:
+    """Who finds its own record gone knows that others' are, too: receipts must wait as if the server were new."""
+    s = await scene()
+    s.clock.advance(1000.0)
+    await s.node.follow()
+    assert s.server.followed_us == 1_000_000_000
+    s.server.nodes.clear()
+    s.clock.advance(0.5)
+    for seconds in (0, 1, 2):
+        await s.node.follower.confirm()
+        assert s.server.followed_us == seconds * 1_000_000
+        s.clock.advance(1.0)
+
+
 # A new node, and its replay backwards --------------------------------------------------------------------------------
 
 

@@ -249,3 +249,22 @@ async def test_an_entry_outlives_the_refusal_of_another_credential() -> None:
 
     assert version_of(await node.read("token")) == 0
     assert (await node.read("made-up")).tier == "negative"
+
+
+async def test_what_could_not_be_taken_away_from_redis_does_not_come_back() -> None:
+    """The session is refused while Redis is stalled, so its entry stays there: the origin is asked, not Redis."""
+    node = await following_node()
+    await node.read("token")
+    kept = dict(node.redis.stored)
+    node.origin.sessions[b"token"].valid = False  # and the event is missed
+    assert (await node.read("token", NO_CACHE)).status == 401
+    node.redis.stored |= kept
+    node.clock.advance(1.0)
+    await node.follow()
+    node.log.server.append(identity_changed("another"))
+    await node.follow()  # the refusal stands no more
+
+    assert (await node.read("token")).status == 401
+    node.clock.advance(1.0)
+    await node.follow()
+    assert (await node.read("token")).status == 401

@@ -12,6 +12,7 @@ from cache_node.errors import FeedUnavailableError
 from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryReading, RegistryWatch
 from cache_node.sources.receipt import Receipt, ReceiptNode, ReceiptWait, RegistryPoll, wait_for_receipt
+from tests.fakes import Gate
 
 GENERATION = 7
 PUBLISHED = Position(GENERATION, 5)
@@ -295,6 +296,45 @@ async def test_cancelling_a_wait_is_possible_at_any_time() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_reading_from_before_the_publish_proves_nothing() -> None:
+    """It was asked for by an earlier waiter: a node that was silent until then may have confirmed since, without it."""
+    silent, renewed = reading({"one": row(4, count=1)}), reading({"one": row(4, count=2)})
+    gate = Gate()
+
+    class Stopping(ScriptedRegistry):
+        async def ask_registry(self, shown_generation: int) -> RegistryReading:
+            found = await super().ask_registry(shown_generation)
+            if found is silent:
+                await gate.passed()
+            return found
+
+    watch = RegistryWatch()
+    watch.observe(silent, time.monotonic() - 100.0, time.monotonic() - 100.0)
+    poll = RegistryPoll(Stopping(silent, renewed))
+
+    def waiter() -> asyncio.Task[Receipt]:
+        now = time.monotonic()
+        waiting = wait_for_receipt(
+            poll,
+            PUBLISHED,
+            started_at=now,
+            acknowledged_at=now,
+            max_staleness_seconds=60.0,
+            timeout_seconds=0.2,
+            watch=watch,
+        )
+        return asyncio.create_task(waiting)
+
+    earlier = waiter()
+    await gate.arrived()
+    later = waiter()
+    await asyncio.sleep(0)
+    gate.open()
+    assert (await earlier).dead_everywhere
+    got = await later
+    assert (got.dead_everywhere, got.nodes) == (False, (ReceiptNode("one", "default", "pending"),))
 
 
 async def test_all_who_wait_share_one_reading() -> None:
