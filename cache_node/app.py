@@ -1,6 +1,6 @@
 """Composes one node; the only module that knows which tier, log, and server are used.
 
-Several nodes may live in one process and one event loop: nothing here or below is module state.
+Several nodes may live in one process and one event loop: what one of them knows is in its own objects.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
     4. join or start the flight                       9. store, and answer every waiter
     5. take `as_of`
 
-Fence and lease are asked at every hit, after every await, and before every store, with no await in between.
+Fence and lease are asked at every hit, after every await, and before every store, with no await in between.  What goes
+to Redis is written behind that, which is safe, because every reader of it asks again.
 """
 
 from __future__ import annotations

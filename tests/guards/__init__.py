@@ -7,5 +7,6 @@ Each `*.patch` here is a small unified diff against `cache_node/` that takes one
     Test: the pytest node id of the test that must fail
 
 `python -m tests.guards` (`make guards`) applies each to a copy of the checkout and runs its test there.  A patch that
-does not apply any more must be renewed: it is an error, as is a guard whose removal no test notices.
+does not apply any more is an error, as is a guard whose removal no test notices; `--renew` writes those anew that only
+lack the lines around them.
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.guards.patch import Patch, PatchError, read_patch
+from tests.guards.patch import Patch, PatchError, copy_checkout, read_patch, renew_patch
 from tests.guards.races import RACES, read_guarantees, uncovered_guarantees, uncovered_races
 from tests.guards.run import run_unpatched, run_without
 
@@ -22,26 +23,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-j", "--jobs", type=int, default=2, help="copies tested at once (default: 2)")
     parser.add_argument("-v", "--verbose", action="store_true", help="say how each removed guard was caught")
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="part of a file name, race or test")
+    parser.add_argument(
+        "--renew", action="store_true", help="write those anew whose surroundings have changed; no tests"
+    )
     options = parser.parse_args(arguments)
-    started = time.monotonic()
     patches, problems = _read_all(FOLDER)
     chosen = [patch for patch in patches if _matches(patch, options.patterns)]
-    _say(problems)
-    if not chosen:
-        _say(["ERROR    no patch matches"])
-        return 1
-    broken = run_unpatched(chosen, CHECKOUT)
+    _say(problems if chosen else [*problems, "ERROR    no patch matches"])
+    # One snapshot for all, so that nobody's editing gets in between.
+    with tempfile.TemporaryDirectory(prefix="cache-node-guards-") as folder:
+        snapshot = copy_checkout(CHECKOUT, Path(folder))
+        if options.renew:
+            return int(not _renew(chosen, snapshot) or bool(problems) or not chosen)
+        passed = bool(chosen) and _run(chosen, snapshot, options.jobs, options.verbose)
+    missing = [] if options.patterns else _uncovered(patches)
+    return 0 if passed and not (problems or missing) else 1
+
+
+def _run(chosen: Sequence[Patch], snapshot: Path, jobs: int, verbose: bool) -> bool:
+    started = time.monotonic()
+    broken = run_unpatched(chosen, snapshot)
     _say(broken)
     caught = 0
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for patch, outcome in zip(chosen, pool.map(lambda p: run_without(p, CHECKOUT), chosen), strict=True):
+    with ThreadPoolExecutor(jobs) as pool:
+        for patch, outcome in zip(chosen, pool.map(lambda p: run_without(p, snapshot), chosen), strict=True):
             caught += outcome.kind == "caught"
             _say([f"{outcome.kind:<8} {patch.name}  {patch.race}  {patch.test}  {outcome.seconds:.1f} s"])
-            if outcome.kind != "caught" or options.verbose:
+            if outcome.kind != "caught" or verbose:
                 _say([f"         {outcome.words}"])
-    missing = [] if options.patterns else _uncovered(patches)
     _say([f"{caught} of {len(chosen)} removed guards caught in {time.monotonic() - started:.0f} s"])
-    return 0 if caught == len(chosen) and not (problems or broken or missing) else 1
+    return caught == len(chosen) and not broken
+
+
+def _renew(chosen: Sequence[Patch], snapshot: Path) -> bool:
+    complete = True
+    for patch in chosen:
+        with tempfile.TemporaryDirectory(prefix="cache-node-guards-") as folder:
+            try:
+                if renew_patch(patch, copy_checkout(snapshot, Path(folder))):
+                    _say([f"renewed  {patch.name}: look at it, then run it"])
+            except PatchError as error:
+                complete = False
+                _say([f"ERROR    {patch.name} {error}"])
+    return complete
 
 
 def _read_all(folder: Path) -> tuple[list[Patch], list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guards.patch import Patch, PatchError, read_patch
+from tests.guards.patch import Patch, PatchError, read_patch, renew_patch
 from tests.guards.races import RACES, Guarantee, read_guarantees, uncovered_guarantees, uncovered_races
 from tests.guards.run import run_unpatched, run_without
 from tests.guards.verdict import judge
@@ -156,6 +156,24 @@ def test_what_is_an_assertion(error: BaseException, ending: str) -> None:
     assert judge(error) == ending
 
 
+def test_a_patch_whose_surroundings_changed_is_written_anew(checkout: Path) -> None:
+    """With the same three lines; the guard itself must be where it was, or somebody has to look for it."""
+    patch = write_patch(checkout, "test_old_is_not_served")
+    assert not renew_patch(patch, checkout)
+    source = checkout / "cache_node/answer.py"
+    moved = "import math\n\n" + ANSWER.replace("age: int", "age: float").replace('"memory"', '"memory"  # fast')
+    source.write_text(moved)
+    assert run_without(patch, checkout).kind == "ERROR"
+    assert renew_patch(patch, checkout)
+    source.write_text(moved)
+    renewed = read_patch(patch.path)
+    assert (renewed.guard, renewed.race, renewed.test) == (patch.guard, patch.race, patch.test)
+    assert run_without(renewed, checkout).kind == "caught"
+    source.write_text(ANSWER.replace("> 2", ">= 2"))
+    with pytest.raises(PatchError, match="not there any more"):
+        renew_patch(patch, checkout)
+
+
 # What a patch must say ------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +204,7 @@ def test_every_patch_here_can_be_read() -> None:
 
 
 def patch_for(race: str, test: str = "tests/a.py::t") -> Patch:
-    return Patch(Path("x.patch"), "guard", race, test, ("cache_node/x.py",))
+    return Patch(Path("x.patch"), "guard", race, test, ("cache_node/x.py",), "")
 
 
 def test_every_race_needs_a_patch() -> None:

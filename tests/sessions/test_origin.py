@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -11,9 +12,10 @@ import aiohttp
 import pytest
 
 from cache_node.errors import OriginUnavailableError
+from cache_node.feed.clock import Clock, SystemClock
 from cache_node.sessions import origin as origin_module
 from cache_node.sessions.credential import Credential
-from cache_node.sessions.origin import MAX_ANSWER_BYTES, Origin, OriginAnswer
+from cache_node.sessions.origin import DEAD_CONNECTIONS_SECONDS, MAX_ANSWER_BYTES, Origin, OriginAnswer
 from tests.fakes import Gate, ManualClock
 from tests.sessions.raw_origin import OK, READY_PATH, REFUSED, Peer, RawOrigin, gated, http, silence
 from tests.waiting import eventually
@@ -30,10 +32,19 @@ async def server() -> AsyncIterator[RawOrigin]:
 
 @asynccontextmanager
 async def origin_to(
-    server: RawOrigin, *, timeout_seconds: float = 5.0, concurrency: int = 64, ready_path: str = READY_PATH
+    server: RawOrigin,
+    *,
+    timeout_seconds: float = 5.0,
+    concurrency: int = 64,
+    ready_path: str = READY_PATH,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Origin]:
     origin = Origin(
-        server.url, ManualClock(), timeout_seconds=timeout_seconds, concurrency=concurrency, ready_path=ready_path
+        server.url,
+        clock or ManualClock(),
+        timeout_seconds=timeout_seconds,
+        concurrency=concurrency,
+        ready_path=ready_path,
     )
     try:
         yield origin
@@ -513,6 +524,27 @@ async def test_a_401_at_the_beginning_of_an_outage(server: RawOrigin) -> None:
     async with origin_to(server) as origin:
         assert (await read(origin)).status == 401
         assert await cause(origin) == "unready"
+
+
+async def test_a_second_401_is_not_believed_while_there_are_signs_of_trouble(server: RawOrigin) -> None:
+    """Another 401 was taken back: connections of the database may be dead by the dozen.  The third read, begun when
+    none of them can be used any more, tells."""
+    server.replies = [REFUSED, OK, REFUSED, REFUSED, OK]
+    async with origin_to(server, clock=SystemClock()) as origin:
+        assert (await read(origin)).status == 200
+        assert (await read(origin)).status == 200
+    assert (server.probed, len(server.requests)) == (3, 5)
+
+
+async def test_a_401_that_is_said_again_after_all_is_believed(server: RawOrigin) -> None:
+    """A token that is bad stays bad: in trouble it takes a second longer to say so."""
+    server.replies = [REFUSED, OK, REFUSED]
+    async with origin_to(server, clock=SystemClock()) as origin:
+        assert (await read(origin)).status == 200
+        begun = time.monotonic()
+        assert (await read(origin)).status == 401
+        assert time.monotonic() - begun >= DEAD_CONNECTIONS_SECONDS
+    assert len(server.requests) == 5
 
 
 async def test_a_probe_that_was_sent_before_the_401_proves_nothing(server: RawOrigin) -> None:
