@@ -43,7 +43,8 @@ REFUSALS_BELIEVED = 2
 DEAD_CONNECTIONS_SECONDS = 1.05
 """After so long the origin has found out which of its database connections are dead."""
 TROUBLE_SECONDS = 2.0
-"""For so long a sign of trouble counts: a failure, a probe that said no, a 401 that was taken back."""
+"""For so long a sign of trouble counts: no answer, a probe that said no, a 401 that was taken back.  A 5xx is none:
+clients can cause them at will, with a token beside a broken cookie."""
 QUEUE_SECONDS = 1.0
 """How long a read may wait for its turn; then 503, because the origin is not the one to wait longer."""
 
@@ -175,8 +176,6 @@ class Origin:
         try:
             answer = await self._request(method, target, headers, body, self._timeout)
             outcome = str(answer.status)
-            if answer.is_failure:
-                self._trouble_at = self._clock.steady()
             return answer
         except OriginUnavailableError as exc:
             outcome = exc.cause
