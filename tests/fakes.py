@@ -270,12 +270,17 @@ class ScriptedOrigin:
         self.last_passed_on: tuple[str, str, Sequence[tuple[bytes, bytes]], bytes] | None = None
         self.pass_on_answer: OriginAnswer | None = None
         self.refusal_body = _REFUSAL_BODY
+        self.is_expected: Callable[[], bool] = lambda: False
+        """What the last caller would say of a 401."""
 
     def add(self, token: str, session_id: str = "session-1", identity_id: str = "identity-1") -> ScriptedSession:
         session = self.sessions[token.encode()] = ScriptedSession(session_id, identity_id)
         return session
 
-    async def read(self, credential: Credential, *, on_begin: Callable[[], None]) -> OriginAnswer:
+    async def read(
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+    ) -> OriginAnswer:
+        self.is_expected = is_expected
         if self.before_gate is not None:
             await self.before_gate.passed()
         on_begin()
@@ -294,8 +299,16 @@ class ScriptedOrigin:
         return self._refusal()
 
     async def pass_on(
-        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, anonymous: bool
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        anonymous: bool,
+        is_expected: Callable[[], bool],
     ) -> OriginAnswer:
+        self.is_expected = is_expected
         self.passed_on += 1
         self.last_passed_on = method, target, headers, body
         if self.down:

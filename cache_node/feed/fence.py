@@ -73,6 +73,7 @@ class Fence:
         self._newest_not_revoked = 0
         self._sessions: dict[str, int] = {}
         self._identities: dict[str, int] = {}
+        self._gone: set[str] = set()
         self._buckets: deque[_Bucket] = deque()
         self._bucketed = 0
 
@@ -121,6 +122,11 @@ class Fence:
             and as_of.number >= self.floor
             and as_of.number >= self._newest_not_revoked
         )
+
+    def is_gone(self, session_id: str, identity_id: str) -> bool:
+        """Whether the newest event that names the session revoked it, or its identity was deleted: the origin will
+        refuse it.  False once that is forgotten."""
+        return session_id in self._gone or identity_id in self._gone
 
     def has_applied(self, wanted: Position) -> bool:
         """Whether everything up to `wanted` is applied; False for another generation, which cannot be compared."""
@@ -201,19 +207,27 @@ class Fence:
         if event.type is not EventType.SESSION_REVOKED:
             self._newest_not_revoked = max(self._newest_not_revoked, number)
         if event.type.names_session and event.session_id is not None:
-            self._remember(self._sessions, bucket, bucket.sessions, event.session_id, number)
+            is_end = event.type is EventType.SESSION_REVOKED
+            self._remember(self._sessions, bucket, bucket.sessions, event.session_id, number, is_end)
         elif event.type.names_identity and event.identity_id is not None:
-            self._remember(self._identities, bucket, bucket.identities, event.identity_id, number)
+            is_end = event.type is EventType.IDENTITY_DELETED
+            self._remember(self._identities, bucket, bucket.identities, event.identity_id, number, is_end)
         else:
             self._raise_floor(number)  # a flush, or an event that fails to name anything
 
-    def _remember(self, newest: dict[str, int], bucket: _Bucket, ids: list[str], id_: str, number: int) -> None:
+    def _remember(
+        self, newest: dict[str, int], bucket: _Bucket, ids: list[str], id_: str, number: int, is_end: bool
+    ) -> None:
         known = newest.get(id_)
         if known is not None and known >= number:
             return
         if known is None or known <= bucket.opened_after:
             ids.append(id_)
             self._bucketed += 1
+        if is_end:
+            self._gone.add(id_)
+        else:
+            self._gone.discard(id_)
         bucket.newest = max(bucket.newest, number)
         newest[id_] = number
 
@@ -238,6 +252,7 @@ class Fence:
                 # An id that a younger bucket holds too stays; the floor covers whatever goes.
                 if newest.get(id_, bucket.newest + 1) <= bucket.newest:
                     del newest[id_]
+                    self._gone.discard(id_)
 
     def _raise_floor(self, number: int) -> None:
         self.version += 1

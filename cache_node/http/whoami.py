@@ -16,7 +16,7 @@ import orjson
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.position import Position
-from cache_node.http.credentials import ANONYMOUS, MIXED, extract
+from cache_node.http.credentials import ANONYMOUS, MIXED, NoCredential, extract
 from cache_node.http.errors import error_body
 from cache_node.sessions.answer import Answer, Tier, Wants
 from cache_node.sessions.credential import Credential
@@ -81,7 +81,7 @@ class Whoami:
         credential = extract(headers, self._session_cookie)  # 1
         why_not_plain = _why_not_plain(scope) or ("mixed" if credential is MIXED else None)
         if why_not_plain is not None:
-            return await self._pass_on(scope, receive, why_not_plain, anonymous=credential is ANONYMOUS)
+            return await self._pass_on(scope, receive, why_not_plain, credential)
         try:
             if isinstance(credential, Credential):
                 return await self._reader.read(credential, _wants(headers))
@@ -89,7 +89,7 @@ class Whoami:
         except OriginUnavailableError as exc:
             return _unavailable(exc, "origin")
 
-    async def _pass_on(self, scope: Scope, receive: Receive, why: str, *, anonymous: bool) -> Answer:
+    async def _pass_on(self, scope: Scope, receive: Receive, why: str, credential: Credential | NoCredential) -> Answer:
         query: bytes = scope["query_string"]
         target = WHOAMI_PATH + ("?" + query.decode("latin-1") if query else "")
         headers = tuple(scope["headers"])
@@ -97,7 +97,15 @@ class Whoami:
             body = await _read_body(receive)
             if not all(_is_utf8(value) for _name, value in headers):
                 raise _Refused(400, "A header of this request is not valid UTF-8.")
-            return await self._reader.pass_on(scope["method"], target, headers, body, why, anonymous=anonymous)
+            return await self._reader.pass_on(
+                scope["method"],
+                target,
+                headers,
+                body,
+                why,
+                credential=credential if isinstance(credential, Credential) else None,
+                anonymous=credential is ANONYMOUS,
+            )
         except OriginUnavailableError as exc:
             return _unavailable(exc, "bypass")
         except _Refused as exc:

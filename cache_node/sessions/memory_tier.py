@@ -15,7 +15,10 @@ ENTRY_OVERHEAD_BYTES = 540
 """What an entry costs beyond what it holds: slot, dict, key, heads of objects (tests/sessions/ measures it)."""
 HEADER_OVERHEAD_BYTES = 145
 """What each header line costs beyond its bytes: a tuple and two objects."""
+SUBJECT_OVERHEAD_BYTES = 400
+"""What it costs to know whose a credential was: slot, dict, key, tuple and heads of two texts."""
 REFUSAL_SHARE = 1 / 32
+SUBJECT_SHARE = 1 / 64
 BODY_SHARE = 1 / 16
 """A body above this part of the bound is kept in neither tier."""
 
@@ -37,8 +40,10 @@ class MemoryTier:
     def __init__(self, max_bytes: int) -> None:
         self.max_body_bytes = int(max_bytes * BODY_SHARE)
         refusal_bytes = int(max_bytes * REFUSAL_SHARE)
-        self._entries: Sieve[Entry] = Sieve(max_bytes - refusal_bytes)
+        subject_bytes = int(max_bytes * SUBJECT_SHARE)
+        self._entries: Sieve[Entry] = Sieve(max_bytes - refusal_bytes - subject_bytes)
         self._refusals: Sieve[Refusal] = Sieve(refusal_bytes)
+        self._subjects: Sieve[tuple[str, str]] = Sieve(subject_bytes)
         self.max_bytes = max_bytes
 
     def __len__(self) -> int:
@@ -47,7 +52,7 @@ class MemoryTier:
     @property
     def size_bytes(self) -> int:
         """Bodies, headers and measured overhead of all that is kept; at most `max_bytes`."""
-        return self._entries.size_bytes + self._refusals.size_bytes
+        return self._entries.size_bytes + self._refusals.size_bytes + self._subjects.size_bytes
 
     @property
     def evictions(self) -> int:
@@ -73,18 +78,34 @@ class MemoryTier:
 
     def put_refusal(self, name: bytes, refusal: Refusal) -> bool:
         """Keep the refusal, in place of what was known of the key."""
-        self._entries.discard(name)
+        self._discard_entry(name)
         return self._refusals.put(name, refusal, _size_of(refusal.body, refusal.headers))
 
     def discard(self, name: bytes) -> None:
-        """Forget what is known of the key."""
-        self._entries.discard(name)
+        """Forget what is known of the key, but not whose it was."""
+        self._discard_entry(name)
         self._refusals.discard(name)
+
+    def subject_of(self, name: bytes) -> tuple[str, str] | None:
+        """Session and identity id that the credential stood for when it was good, though nothing of it may be given."""
+        entry = self._entries.get(name)
+        return self._subjects.get(name) if entry is None else (entry.session_id, entry.identity_id)
+
+    def put_subject(self, name: bytes, session_id: str, identity_id: str) -> None:
+        """Keep whose the credential is, without an answer."""
+        size = SUBJECT_OVERHEAD_BYTES + len(session_id) + len(identity_id)
+        self._subjects.put(name, (session_id, identity_id), size)
+
+    def _discard_entry(self, name: bytes) -> None:
+        entry = self._entries.get(name)
+        if entry is not None:
+            self.put_subject(name, entry.session_id, entry.identity_id)
+            self._entries.discard(name)
 
     def clear(self) -> None:
         """Forget everything.  Its owner must, at the end: the collector does not see what is kept here."""
-        self._entries.clear()
-        self._refusals.clear()
+        for kept in (self._entries, self._refusals, self._subjects):
+            kept.clear()
 
 
 def _size_of(body: bytes, headers: Headers) -> int:

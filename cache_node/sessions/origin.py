@@ -1,13 +1,15 @@
 """The origin: asked within a deadline and a concurrency limit, and not believed when it says 401 in an outage.
 
 Kratos answers 401 when its database is down, exactly as for a bad token, while its readiness says 503.  One probe
-after the 401 does not tell them apart: an outage may end in between, and a single dead database connection makes a
-good token a 401 while the rest is ready.  [A real Kratos, 150 restarts of Postgres: 943 false 401s were followed by a
-probe that said 200, and none by a probe, the same 401 again, and another probe.]  So a 401 is believed when it was said
-twice, each time with a probe sent after it that said ready.  And while there are signs of trouble, not before it was
-said by a read that began so late that no dead connection can have been used for it: where the database has ended many
-at once, the second read may meet one like the first.  [32 connections ended by Postgres: 34 of 160 good tokens were
-refused twice.  Kratos' driver pings what has rested for a second, and after 1.0 s there were none.]
+after the 401 does not tell them apart: an outage may end in between, and one dead database connection makes a good
+token a 401 while the rest is ready.  [A real Kratos, 150 restarts of Postgres: 943 false 401s were followed by a
+probe that said 200.  32 connections ended by Postgres: of 160 good tokens 34 were refused twice, with a good probe
+after each.]  But Kratos' driver pings what has rested for a second, so that after 1.0 s no false one was left.  Hence:
+
+- what was refused is asked again at once, which gives most good tokens their answer,
+- and is believed to be refused if a read says so that began more than a second after the first refusal,
+- unless the refusal was expected (its session was revoked, its time is over): then the first one is believed;
+- and always a probe that was sent after the 401 must have said ready.
 """
 
 from __future__ import annotations
@@ -38,13 +40,8 @@ MAX_ANSWER_BYTES = 8 * 1024 * 1024
 IDLE_SECONDS = 60.0
 """Kratos closes idle connections after 120 s; ours are closed first."""
 PROBE_SECONDS = 2.0
-REFUSALS_BELIEVED = 2
-"""Reads in a row that must say 401, each followed by a sign of readiness."""
 DEAD_CONNECTIONS_SECONDS = 1.05
 """After so long the origin has found out which of its database connections are dead."""
-TROUBLE_SECONDS = 2.0
-"""For so long a sign of trouble counts: no answer, a probe that said no, a 401 that was taken back.  A 5xx is none:
-clients can cause them at will, with a token beside a broken cookie."""
 QUEUE_SECONDS = 1.0
 """How long a read may wait for its turn; then 503, because the origin is not the one to wait longer."""
 
@@ -95,7 +92,6 @@ class Origin:
         self._readiness = Readiness(self._probe) if ready_path else None
         self._ready_path = ready_path
         self._session: aiohttp.ClientSession | None = None
-        self._trouble_at = float("-inf")
         self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
         """Called after each request with its status or cause of failure, and how long it took."""
         self.counts: Counter[str] = Counter()
@@ -108,13 +104,15 @@ class Origin:
         if self._session is not None:
             await self._session.close()
 
-    async def read(self, credential: Credential, *, on_begin: Callable[[], None]) -> OriginAnswer:
+    async def read(
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+    ) -> OriginAnswer:
         """What the origin says of the credential: a GET with its own header and `Accept`, nothing else of any client.
 
-        `on_begin` is called right before each request is sent.
+        `on_begin` is called right before each request is sent; `is_expected` when it was refused, see above.
         """
         headers = [credential.header(), ("Accept", "application/json")]
-        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin)
+        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin, is_expected)
 
     async def read_anonymous(self) -> OriginAnswer:
         """What it says to those who present nothing; that 401 is true in an outage too."""
@@ -122,53 +120,55 @@ class Origin:
             return await self._ask("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
 
     async def pass_on(
-        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, anonymous: bool
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        anonymous: bool,
+        is_expected: Callable[[], bool],
     ) -> OriginAnswer:
         """One client's request for that client alone, with all its headers but hop-by-hop ones."""
         if anonymous:
             async with self._slot():
                 return await self._ask(method, target, _forwarded(headers), body)
-        return await self._believed(method, target, _forwarded(headers), body, lambda: None)
+        return await self._believed(method, target, _forwarded(headers), body, lambda: None, is_expected)
 
     async def _believed(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, on_begin: Callable[[], None]
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        on_begin: Callable[[], None],
+        is_expected: Callable[[], bool],
     ) -> OriginAnswer:
-        """All reads and probes together have one deadline, behind the wait for a turn."""
+        """Ask until the answer is none that must be doubted; reads and probes together have one deadline."""
         limit = self._timeout + min(QUEUE_SECONDS, self._timeout) + DEAD_CONNECTIONS_SECONDS
+        surely_from = float("inf")
         try:
             async with asyncio.timeout(limit):
-                return await self._ask_until_believed(method, target, headers, body, on_begin)
+                for refusals in itertools.count(1):
+                    async with self._slot():
+                        on_begin()
+                        begun = self._clock.steady()
+                        answer = await self._ask(method, target, headers, body)
+                    if answer.status != 401:
+                        return answer
+                    if self._readiness is None:
+                        return replace(answer, believed=False)
+                    surely_from = min(surely_from, self._clock.steady() + DEAD_CONNECTIONS_SECONDS)
+                    if not await self._readiness.asked_now():
+                        break
+                    if is_expected() or begun >= surely_from:
+                        return answer
+                    if refusals > 1:
+                        await asyncio.sleep(surely_from - self._clock.steady())
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin could not be believed within {limit:g} s") from None
-
-    async def _ask_until_believed(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, on_begin: Callable[[], None]
-    ) -> OriginAnswer:
-        believed_from = float("inf")
-        for refusals in itertools.count(1):
-            async with self._slot():
-                on_begin()
-                begun = self._clock.steady()
-                answer = await self._ask(method, target, headers, body)
-            if answer.status != 401:
-                if refusals > 1:
-                    self._trouble_at = self._clock.steady()
-                return answer
-            if self._readiness is None:
-                return replace(answer, believed=False)
-            believed_from = min(believed_from, self._clock.steady() + DEAD_CONNECTIONS_SECONDS)
-            if not await self._readiness.asked_now():
-                break
-            if begun >= believed_from or (refusals >= REFUSALS_BELIEVED and not self._is_troubled()):
-                return answer
-            if refusals >= REFUSALS_BELIEVED:
-                await asyncio.sleep(believed_from - self._clock.steady())
-        self._trouble_at = self._clock.steady()
         self.counts["unbelieved"] += 1
         raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
-
-    def _is_troubled(self) -> bool:
-        return self._clock.steady() - self._trouble_at < TROUBLE_SECONDS
 
     async def _ask(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> OriginAnswer:
         begun = self._clock.steady()
@@ -179,7 +179,6 @@ class Origin:
             return answer
         except OriginUnavailableError as exc:
             outcome = exc.cause
-            self._trouble_at = self._clock.steady()
             raise
         finally:
             self.observe(outcome, self._clock.steady() - begun)

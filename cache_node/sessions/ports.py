@@ -27,13 +27,25 @@ class SharedTier(Protocol):
 class SessionOrigin(Protocol):
     """The authority.  Raises OriginUnavailableError when it gave no answer that may be believed."""
 
-    async def read(self, credential: Credential, *, on_begin: Callable[[], None]) -> OriginAnswer:
-        """What it says of the credential; `on_begin` is called right before a request is sent."""
+    async def read(
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+    ) -> OriginAnswer:
+        """What it says of the credential.
+
+        `on_begin` is called right before a request is sent; `is_expected` says whether a 401 would surprise nobody.
+        """
 
     async def read_anonymous(self) -> OriginAnswer:
         """What it says to those who present nothing."""
 
     async def pass_on(
-        self, method: str, target: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, anonymous: bool
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        anonymous: bool,
+        is_expected: Callable[[], bool],
     ) -> OriginAnswer:
         """What it says to one client's request, for that client alone; `anonymous` if that presents no credential."""

@@ -142,10 +142,29 @@ class Reader:
         return self._from_origin(answer, "anonymous")
 
     async def pass_on(
-        self, method: str, target: str, headers: Headers, body: bytes, detail: str, *, anonymous: bool
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: bytes,
+        detail: str,
+        *,
+        credential: Credential | None,
+        anonymous: bool,
     ) -> Answer:
-        """A request that goes to the origin for itself; `detail` says why.  `anonymous`: it presents no credential."""
-        answer = await self._origin.pass_on(method, target, headers, body, anonymous=anonymous)
+        """A request that goes to the origin for itself; `detail` says why.
+
+        `credential` is the single one that it presents; without one, `anonymous` says that it presents none at all.
+        """
+        name = None if credential is None else self._keys.derive(credential)[0].name
+        answer = await self._origin.pass_on(
+            method,
+            target,
+            headers,
+            body,
+            anonymous=anonymous,
+            is_expected=lambda: credential is not None and name is not None and self._is_over(name, credential),
+        )
         return Answer(answer.status, answer.headers, answer.body, "bypass", detail)
 
     # 3: the memory tier ---------------------------------------------------------------------------------------------
@@ -197,7 +216,11 @@ class Reader:
             if entry is not None and not flight.must_ask_origin:
                 return FromRedis(entry)
         try:
-            answer = await self._origin.read(credential, on_begin=flight.begin_read)  # 8
+            answer = await self._origin.read(  # 8
+                credential,
+                on_begin=flight.begin_read,
+                is_expected=lambda: self._is_over(keys[0].name, credential),
+            )
         except OriginUnavailableError as exc:
             return await self._without_origin(keys, OriginFailed(exc))
         if answer.is_failure:
@@ -245,6 +268,7 @@ class Reader:
             return FromOrigin(answer)
         if not (self._fence.admits(entry) and self._lease.holds()):
             self.counts["rejected_fills"] += 1
+            self._memory.put_subject(keys[0].name, entry.session_id, entry.identity_id)
         elif self._memory.put(keys[0].name, entry):
             self._redis.put(keys[0], entry)
         else:
@@ -263,6 +287,16 @@ class Reader:
         if self._stands(refusal):
             self._memory.put_refusal(keys[0].name, refusal)
         return FromOrigin(answer, refusal=refusal)
+
+    def _is_over(self, name: bytes, credential: Credential) -> bool:
+        """Whether this node knows by itself why the credential is refused: it is too old, or its session ended."""
+        now = self._clock.wall()
+        ends_at = credential_ends_at(credential, self._cookie_max_age)
+        entry = self._memory.get(name)
+        if (ends_at is not None and now >= ends_at) or (entry is not None and entry.is_expired(now)):
+            return True
+        subject = self._memory.subject_of(name)
+        return subject is not None and self._fence.is_gone(*subject)
 
     def _forget(self, keys: tuple[Key, ...]) -> None:
         self._memory.discard(keys[0].name)

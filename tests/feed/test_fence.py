@@ -525,3 +525,22 @@ class FenceMachine(RuleBasedStateMachine):
 
 FenceMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)
 TestFenceAgainstModel = FenceMachine.TestCase
+
+
+def test_what_is_gone_is_known_until_it_is_forgotten() -> None:
+    """The newest event that names an id says whether it is gone; a forgotten one is unknown."""
+    clock = ManualClock()
+    fence = Fence(clock, window_seconds=16.0, max_ids=1000)
+    fence.reset(Position(1, 0))
+    assert not fence.is_gone("s", "i")
+    fence.add(1, [Event(EventType.SESSION_REVOKED, "s")])
+    assert fence.is_gone("s", "i")
+    fence.add(2, [Event(EventType.SESSION_CHANGED, "s")])
+    assert not fence.is_gone("s", "i")
+    fence.add(3, [Event(EventType.IDENTITY_CHANGED, None, "i")])
+    assert not fence.is_gone("s", "i")
+    fence.add(4, [Event(EventType.IDENTITY_DELETED, None, "i")])
+    assert fence.is_gone("s", "i")
+    clock.advance(40.0)
+    fence.forget_old()
+    assert not fence.is_gone("s", "i")

@@ -115,9 +115,11 @@ class StoppingOrigin(ScriptedOrigin):
         super().__init__(clock)
         self._stops = stops
 
-    async def read(self, credential: Credential, *, on_begin: Callable[[], None]) -> OriginAnswer:
+    async def read(
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+    ) -> OriginAnswer:
         await self._stops.stop("origin")
-        answer = await super().read(credential, on_begin=on_begin)
+        answer = await super().read(credential, on_begin=on_begin, is_expected=is_expected)
         await self._stops.stop("origin")
         return answer
 

@@ -241,8 +241,10 @@ async def test_no_cache_readers_share_a_run() -> None:
 class _Slow(ScriptedOrigin):
     """Takes some turns of the loop for each read."""
 
-    async def read(self, credential: Credential, *, on_begin: Callable[[], None]) -> OriginAnswer:
-        answer = await super().read(credential, on_begin=on_begin)
+    async def read(
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+    ) -> OriginAnswer:
+        answer = await super().read(credential, on_begin=on_begin, is_expected=is_expected)
         for _ in range(5):
             await asyncio.sleep(0)
         return answer

@@ -268,3 +268,65 @@ async def test_what_could_not_be_taken_away_from_redis_does_not_come_back() -> N
     node.clock.advance(1.0)
     await node.follow()
     assert (await node.read("token")).status == 401
+
+
+# Whether a 401 was expected -------------------------------------------------------------------------------------------
+
+
+def identity_1_deleted() -> list[Event]:
+    return [Event(EventType.IDENTITY_DELETED, None, "identity-1")]
+
+
+@pytest.mark.parametrize(
+    ("event", "is_expected"),
+    [(revoked, True), (identity_1_deleted, True), (changed, False), (identity_changed, False), (flush, False)],
+)
+async def test_a_401_is_expected_of_what_the_feed_says_is_gone(
+    event: Callable[[], list[Event]], is_expected: bool
+) -> None:
+    """Only a revocation or a deletion explains it; after any other event it may as well be an outage."""
+    node = await following_node()
+    await node.read("token")
+    node.log.server.append(event())
+    await node.follow()
+    await node.read("token", NO_CACHE)
+
+    assert node.origin.is_expected() is is_expected
+
+
+async def test_a_401_is_expected_of_a_fill_that_came_too_late() -> None:
+    """The session was seen by a fill that the fence rejected: whose it was is known, though no entry was kept."""
+    node = await following_node()
+    node.origin.gate = Gate()
+    reading = asyncio.create_task(node.read("token"))
+    await node.origin.gate.arrived()
+    node.log.server.append(revoked())
+    await node.follow()
+    node.origin.gate.open()
+    await reading
+    node.origin.gate = None
+    await node.read("token")
+
+    assert node.origin.is_expected()
+
+
+async def test_a_401_is_expected_when_the_time_is_over() -> None:
+    """The session's own end has passed."""
+    node = await following_node()
+    node.origin.sessions[b"token"].expires_at = "2027-01-15T08:01:00Z"  # a minute after the clock's beginning
+    await node.read("token")
+    assert not node.origin.is_expected()
+    node.clock.advance(61.0)
+    await node.follow()
+    await node.read("token")
+    assert node.origin.is_expected()
+
+
+async def test_no_401_is_expected_of_a_stranger() -> None:
+    """A credential that this node has never seen may be the best of all."""
+    node = await following_node()
+    node.log.server.append(revoked("session-of-somebody"))
+    await node.follow()
+    await node.read("token-of-a-stranger")
+
+    assert not node.origin.is_expected()

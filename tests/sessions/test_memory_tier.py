@@ -141,6 +141,8 @@ def test_one_key_is_either_known_or_refused() -> None:
 
     assert tier.get(b"key") is None
     assert tier.get_refusal(b"key") is None
+    assert tier.subject_of(b"key") == (entry(1).session_id, entry(1).identity_id), "whose it was is still known"
+    tier.clear()
     assert tier.size_bytes == 0
 
 

@@ -363,7 +363,13 @@ async def test_what_is_passed_on_keeps_nothing() -> None:
     """A request that goes to the origin for itself is answered by it alone."""
     node = await following_node()
     answer = await node.reader.pass_on(
-        "POST", "/sessions/whoami?a=1", ((b"x-session-token", b"token"),), b"", "method", anonymous=False
+        "POST",
+        "/sessions/whoami?a=1",
+        ((b"x-session-token", b"token"),),
+        b"",
+        "method",
+        credential=None,
+        anonymous=False,
     )
 
     assert (answer.tier, answer.detail) == ("bypass", "method")
