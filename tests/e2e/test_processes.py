@@ -61,7 +61,7 @@ async def test_frozen_node(valkey: EmbeddedValkey, origin: DemoOrigin, client: a
         asked = [asyncio.create_task(ask(client, node.public_url, token)) for _ in range(20)]
         node.send(signal.SIGCONT)
         answers: list[Seen] = list(await asyncio.gather(*asked))
-        answers += [await ask(client, node.public_url, token) for _ in range(20)]
+        answers += await asyncio.gather(*(ask(client, node.public_url, token) for _ in range(20)))
         assert {seen.status for seen in answers} == {401}, answers
         assert not any(seen.is_hit for seen in answers), "no lease, so nothing is from cache"
         link.mend()
