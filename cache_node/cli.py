@@ -317,6 +317,9 @@ def _judge(answer: dict[str, Any], json_output: bool) -> None:
         )
     if not json_output:
         click.echo(f"dead everywhere {took}")
+    if not nodes:
+        hint = "no node follows this feed: are the Redis URL and key prefix those of the nodes?"
+        click.echo(f"cache-node: {hint}", err=True)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The node's settings: INTERFACE's table, checked, with its defaults.
+"""The node's settings: README's table, checked, with its defaults.
 
 Every wrong value raises ConfigurationError with one line that names the variable and what is allowed, whether it came
 from the environment, a file, or an argument.  Whether an address can be reached is not asked here.

@@ -60,6 +60,7 @@ EXPECTED = {"cold": ("origin", 200), "redis": ("redis", 200), "memory": ("memory
 def run(once: bool, json_output: bool, origin: str) -> int:
     """Give the tour; returns the exit status.  `origin` is `demo` or `kratos`; with `once` it ends after the tour."""
     logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("cache_node.audit").setLevel(logging.WARNING)  # the tour says itself what it revokes
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(once, json_output, origin))
 

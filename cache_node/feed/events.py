@@ -145,7 +145,8 @@ def _checked_id(name: str, value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value:
-        raise InvalidEventError(f"{name} must be a text that is not empty")
+        what = "" if isinstance(value, str) else f", not {type(value).__name__}"
+        raise InvalidEventError(f"{name} must be a text that is not empty{what}")
     try:
         size = len(value.encode())
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The admin port: invalidations, status, metrics.  What it accepts and answers is INTERFACE's "Admin HTTP".
+"""The admin port: invalidations, status, metrics.  What it accepts and answers is stable.
 
 Publishing is all it does to the feed: this node hears of it from there, as every other does.
 """

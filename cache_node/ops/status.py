@@ -15,7 +15,7 @@ WAIT_REPLICAS: Final = 0
 
 
 def status(components: Components) -> dict[str, Any]:
-    """The answer as JSON will show it; names are stable, see INTERFACE.  No I/O, so it also answers in an outage.
+    """The answer as JSON will show it; names are stable.  No I/O, so it also answers in an outage.
 
     `position` and `floor` are opaque texts; `freshness_seconds` is the age of the newest feed state that was confirmed
     complete, `lease_seconds` what is left of the lease, None if it does not hold.

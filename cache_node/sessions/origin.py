@@ -92,6 +92,7 @@ class Origin:
         self._readiness = Readiness(self._probe) if ready_path else None
         self._ready_path = ready_path
         self._session: aiohttp.ClientSession | None = None
+        self._is_failing = False
         self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
         """Called after each request with its status or cause of failure, and how long it took."""
         self.counts: Counter[str] = Counter()
@@ -176,9 +177,15 @@ class Origin:
         try:
             answer = await self._request(method, target, headers, body, self._timeout)
             outcome = str(answer.status)
+            if self._is_failing:
+                self._is_failing = False
+                logger.info("origin: answering again")
             return answer
         except OriginUnavailableError as exc:
             outcome = exc.cause
+            if not self._is_failing:
+                self._is_failing = True
+                logger.warning("origin: %s; 503 for credentials that no entry answers", exc)
             raise
         finally:
             self.observe(outcome, self._clock.steady() - begun)

@@ -31,6 +31,7 @@ PUBLISH_DEADLINE_SECONDS = 4.0
 ATTEMPT_SECONDS = 1.0
 RECEIPT_TIMEOUT_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 0.4
 
 _T = TypeVar("_T")
 
@@ -92,7 +93,7 @@ class AsyncPublisher:
                 if time.monotonic() + pause + ATTEMPT_SECONDS > deadline:
                     raise
                 await asyncio.sleep(pause)
-                pause *= 2
+                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             else:
                 self._poll.newest_generation = max(self._poll.newest_generation, position.generation)
                 return position
