@@ -2,7 +2,8 @@
 
 A generation is born when the server's `master_replid` is not the stored one (restart, failover), nothing is stored
 (FLUSHALL, an empty server), or the stream ends with an entry that no script of ours wrote: max(stored + 1, what the
-caller shows + 1, TIME in µs), so that none is given twice.
+caller shows + 1, TIME in µs), so that none is given twice.  Numbers in Lua are exact up to 2^53 only, which is the year
+2255 in µs: a stored, shown or foreign generation from beyond is no generation, and a stream that ends there is removed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from dataclasses import dataclass, field
 # KEYS[1] generation, KEYS[2] feed; ARGV[1] the newest generation the caller has seen.
 # XINFO is asked at a birth only: ids of a stream must rise even if the clock stepped back and the hash was lost.
 _GENERATION = """
+local function plausible(text)
+  local generation = tonumber(text or 0) or 0
+  return generation < 9000000000000000 and generation or 0
+end
 local function current(shown)
   local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
   local stored = redis.call('HMGET', KEYS[1], 'replid', 'generation', 'number')
-  if replid and stored[1] == replid and stored[2] and stored[3] then
+  if replid and stored[1] == replid and stored[2] and stored[3] and plausible(stored[2]) > 0 then
     local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
     if not last or last[1] == stored[2] .. '-' .. stored[3] then
       return tonumber(stored[2]), tonumber(stored[3])
@@ -31,7 +36,8 @@ local function current(shown)
       if info[i] == 'last-generated-id' then top = tonumber(string.match(info[i + 1], '^(%d+)')) end
     end
   end
-  local generation = math.max((tonumber(stored[2] or 0) or 0) + 1, (tonumber(shown) or 0) + 1, top + 1, now)
+  if top ~= plausible(top) then redis.call('DEL', KEYS[2]) end
+  local generation = math.max(plausible(stored[2]) + 1, plausible(shown) + 1, plausible(top) + 1, now)
   local text = string.format('%.0f', generation)
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'replid', replid or '', 'generation', text, 'number', '0', 'followed', '0')

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from redis.exceptions import ResponseError
 
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
@@ -339,6 +340,24 @@ async def test_an_entry_of_somebody_else_begins_a_generation(
     assert (after.generation > before.generation, after.number) == (True, int(publishes_first))
     reply = await confirm(log, after)
     assert (reply.end, reply.entries) == (after, ())
+
+
+@pytest.mark.parametrize("foreign", ["9999999999999999-1", "18446744073709551615-18446744073709551615"])
+async def test_a_foreign_entry_from_beyond_all_numbers_repeats_no_generation(
+    log: RedisLog, redis: Any, names: RedisNames, foreign: str
+) -> None:
+    """Beyond 2^53 one and one more are the same number to Lua: generations must not stand still there."""
+    seen = [await append(log)]
+    for _ in range(3):
+        with contextlib.suppress(ResponseError):  # it would not rise above what is there
+            await redis.xadd(names.feed, {"e": b"junk"}, foreign)
+        await redis.delete(names.generation)
+        seen.append(await append(log))
+        seen.append((await confirm(log, seen[-1], 9_999_999_999_999_999)).end)
+    generations = [position.generation for position in seen]
+    assert generations == sorted(generations)
+    assert len(set(generations)) >= 4
+    assert generations[-1] < 9_000_000_000_000_000
 
 
 async def test_a_lost_registry_vouches_for_nobody(log: RedisLog, redis: Any, names: RedisNames) -> None:
