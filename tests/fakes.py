@@ -165,9 +165,11 @@ class ScriptedLog:
         server = self.server
         end = server.current(shown_generation)
         followed_us = followed_us if shown_generation == end.generation else 0
-        was_lost = followed_us > 0 and field not in server.nodes
+        is_new = field not in server.nodes
+        was_lost = followed_us > 0 and is_new
         server.nodes[field] = record
-        server.followed_us = 0 if was_lost else max(server.followed_us, followed_us)
+        is_alone = is_new and len(server.nodes) == 1
+        server.followed_us = 0 if was_lost or is_alone else max(server.followed_us, followed_us)
         page: tuple[FeedEntry, ...] = ()
         if applied is not None:
             rows = [e for p, e in server.stream if p.generation == applied.generation and p.number > applied.number]

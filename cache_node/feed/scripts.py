@@ -70,7 +70,8 @@ return id
 
 # KEYS[3] nodes; ARGV[2] field and ARGV[3] record of the caller, ARGV[4] µs for which it has followed ARGV[1].
 # It writes in every case: an isolated old primary that may not write must not be able to confirm anything.
-# A caller that has followed for a while and has no record any more: the registry was lost, and knows nobody.
+# A caller that has followed for a while and has no record any more: the registry was lost, and knows nobody.  Nor does
+# one that holds the caller's record alone, which is new.
 _CONFIRM = """
 local generation, number = current(ARGV[1])
 local time = redis.call('TIME')
@@ -78,7 +79,7 @@ local is_new = redis.call('HSET', KEYS[3], ARGV[2], ARGV[3]) == 1
 local text = string.format('%.0f', generation)
 local followed = text == ARGV[1] and tonumber(ARGV[4]) or 0
 local was_lost = is_new and followed > 0
-if was_lost then
+if was_lost or (is_new and redis.call('HLEN', KEYS[3]) == 1) then
   redis.call('HSET', KEYS[1], 'followed', '0')
 elseif followed > tonumber(redis.call('HGET', KEYS[1], 'followed') or 0) then
   redis.call('HSET', KEYS[1], 'followed', ARGV[4])

@@ -655,3 +655,14 @@ async def test_errors_never_show_credentials(own_valkey: EmbeddedValkey, names: 
     assert "operator" not in text
     assert "\\n" not in text
     assert failed.value.__suppress_context__
+
+
+async def test_a_registry_that_holds_a_new_node_alone_vouches_for_nobody(
+    log: RedisLog, redis: Any, names: RedisNames
+) -> None:
+    """It was lost, and the first to confirm after that has never followed: the others may still hold their leases."""
+    start = (await log.confirm(None, 0, "node a1", "0 0 2000000 1 default", 0)).end
+    await log.confirm(start, start.generation, "node a1", "0 0 2000000 2 default", 5_000_000)
+    await redis.delete(names.nodes)
+    await log.confirm(None, 0, "node b2", "0 0 2000000 1 default", 0)
+    assert (await log.ask_registry(start.generation)).followed_seconds == 0.0
