@@ -92,13 +92,15 @@ class LogServer:
     stream: list[tuple[Position, FeedEntry]] = field(default_factory=list)
     nodes: dict[str, str] = field(default_factory=dict)
     available: bool = True
+    salt_bits: int = 20
 
     def current(self, shown: int) -> Position:
         """Make sure of the generation, as every script does first."""
         self.check()
         if self.stored_replid != self.replid:
             top = self.stream[-1][0].generation if self.stream else 0
-            self.generation = max(self.generation + 1, shown + 1, top + 1, self.time_us)
+            salt = secrets.randbits(self.salt_bits) + 1
+            self.generation = max(max(self.generation, shown, top) + salt, self.time_us)
             self.stored_replid, self.number, self.followed_us = self.replid, 0, 0
             self.stream = []
         return Position(self.generation, self.number)
@@ -164,7 +166,7 @@ class ScriptedLog:
             await self.gate.passed()
         server = self.server
         end = server.current(shown_generation)
-        followed_us = followed_us if shown_generation == end.generation else 0
+        followed_us = followed_us if applied is not None and applied.generation == end.generation else 0
         is_new = field not in server.nodes
         was_lost = followed_us > 0 and is_new
         server.nodes[field] = record

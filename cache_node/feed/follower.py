@@ -103,9 +103,7 @@ class Follower:
     async def confirm(self) -> bool:
         """One confirm; True if another should follow at once.  Raises FeedUnavailableError."""
         applied = self._fence.position
-        followed_us = 0
-        if applied is not None and applied.generation == self._newest_generation:
-            followed_us = round((self._clock.steady() - self._followed_since) * 1e6)
+        followed_us = round((self._clock.steady() - self._followed_since) * 1e6) if applied is not None else 0
         record = self._membership.next_record(applied)
         sent = self._clock.steady()
         try:

@@ -6,6 +6,7 @@ All calls raise FeedUnavailableError when the server is away, late, or refuses.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from cache_node.feed.registry import RegistryReading
 
 PAGE_ENTRIES = 256
 """Feed entries that one confirm returns at most."""
+_SALT_BITS = 20
+"""As µs about a second, so that TIME is ahead again soon after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,10 @@ class Log(Protocol):
     async def confirm(
         self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int
     ) -> Confirmation:
-        """One transaction: write the record, return the feed's end and the page after `applied`."""
+        """One transaction: write the record, return the feed's end and the page after `applied`.
+
+        `followed_us`: for how long the generation of `applied` has been followed, µs by the caller's own clock.
+        """
 
     async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
         """Wait for entries behind `after`, at most `block_seconds`; they may come from another server."""
@@ -80,7 +86,7 @@ class RedisLog:
 
     async def append(self, published: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
         """Write the events, all or none, once; returns the position of the last one.  Repeating is the caller's."""
-        args: list[int | bytes] = [shown_generation, retain]
+        args: list[int | bytes] = [*_shown(shown_generation), retain]
         for start in range(0, len(published), events.ENTRY_EVENTS):
             part = published[start : start + events.ENTRY_EVENTS]
             args += [len(part), events.encode(source, part)]
@@ -91,12 +97,14 @@ class RedisLog:
     async def confirm(
         self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int
     ) -> Confirmation:
+        followed = applied.generation if applied is not None else 0
+        args = [*_shown(shown_generation), field, record, followed, followed_us]
         async with self._call("confirming"):
             try:
-                end, rows = await self._confirm_once(applied, [shown_generation, field, record, followed_us])
+                end, rows = await self._confirm_once(applied, args)
             except NoScriptError:
                 await self._client.script_load(scripts.CONFIRM.text)
-                end, rows = await self._confirm_once(applied, [shown_generation, field, record, followed_us])
+                end, rows = await self._confirm_once(applied, args)
         return Confirmation(
             end=Position(int(end[0]), int(end[1])),
             entries=tuple(_entry(row)[1] for row in rows),
@@ -135,7 +143,7 @@ class RedisLog:
         keys = [self._names.generation, self._names.feed, self._names.nodes]
         async with self._call("asking the registry"):
             generation, number, followed, flat = await run_script(
-                self._client, scripts.ASK_REGISTRY, keys, [shown_generation]
+                self._client, scripts.ASK_REGISTRY, keys, _shown(shown_generation)
             )
         return RegistryReading.parse(generation, number, followed, dict(zip(flat[::2], flat[1::2], strict=True)))
 
@@ -153,6 +161,11 @@ class RedisLog:
                 yield
         except REDIS_ERRORS as exc:
             raise feed_unavailable(doing, exc) from None
+
+
+def _shown(generation: int) -> list[int]:
+    """The first arguments of every script: should a generation be born, nobody else's will be this one."""
+    return [generation, secrets.randbits(_SALT_BITS) + 1]
 
 
 def _entry(row: tuple[bytes, dict[bytes, bytes]]) -> tuple[Position, FeedEntry]:

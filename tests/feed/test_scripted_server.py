@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cache_node.embedded import EmbeddedValkey
+from cache_node.feed import log as log_module
 from cache_node.feed.events import Event, FeedEntry
 from cache_node.feed.log import RedisLog
 from cache_node.feed.names import RedisNames
@@ -19,7 +20,7 @@ from tests.feed.conftest import commanding, connected
 
 
 class Side:
-    """One of the two servers; its generations are told by the order in which they were born."""
+    """One of the two servers; its generations are told by the order in which they were seen first."""
 
     def __init__(self, log: ScriptedLog | RedisLog, server: LogServer | None, redis: Any, names: RedisNames) -> None:
         self._log, self._server, self._redis, self._names = log, server, redis, names
@@ -27,7 +28,6 @@ class Side:
 
     def _named(self, generation: int) -> int:
         if generation not in self.generations:
-            assert generation > max(self.generations, default=0)
             self.generations.append(generation)
         return self.generations.index(generation)
 
@@ -84,10 +84,13 @@ def shown_by(entries: Iterable[FeedEntry]) -> list[tuple[int, tuple[Event, ...] 
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_both_say_the_same(own_valkey: EmbeddedValkey, names: RedisNames, seed: int) -> None:
+async def test_both_say_the_same(
+    own_valkey: EmbeddedValkey, names: RedisNames, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Positions, pages, registry and generations, through appends, confirms, trimming and FLUSHALL in any order."""
     dice = random.Random(seed)
-    server = LogServer()
+    server = LogServer(salt_bits=0)
+    monkeypatch.setattr(log_module, "_SALT_BITS", 0)  # so that generations are born in one order on both
     async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
         sides = Side(ScriptedLog(server), server, None, names), Side(log, None, redis, names)
         for step in range(150):

@@ -114,7 +114,7 @@ async def test_wake_up_from_the_old_primary_moves_nothing_on_the_new_one() -> No
     s.server.append(changed("somebody-else"))  # number 3 here, too
     assert s.node.fence.position is not None
     before = s.node.fence.position
-    await heard_from(old, Position(before.generation - 1, 0), s.node)
+    await heard_from(old, Position(old.generation, 0), s.node)
     after = s.node.fence.position
     await s.node.follow()
     assert await s.give() == ("origin", 1), "the new primary's own events were skipped"
@@ -508,9 +508,34 @@ async def test_generation_is_never_given_twice() -> None:
         seen.append(s.server.generation)
     assert seen == sorted(set(seen))
     s.server.flushall()
-    s.server.time_us += 10_000_000
+    s.server.time_us += 20_000_000
     seen.append(s.server.append(changed()).generation)  # by a publisher who has seen nothing
     assert seen == sorted(set(seen))
+
+
+async def test_emptied_twice_with_a_slow_clock_is_two_generations() -> None:
+    """Nodes cut off in turn show the same: what the first one cached in one history is void in the other."""
+    s = await scene(events_before=3)
+    other = s.another()
+    await other.follow()
+
+    s.server.restart_empty()
+    s.server.time_us -= 3_600_000_000
+    await s.node.follow()  # the other one is cut off
+    for _ in range(5):
+        s.server.append(changed("somebody-else"))
+    await s.node.follow()
+    await s.cache()
+
+    s.server.flushall()
+    await other.follow()  # now this one is
+    s.session.version = 1
+    s.server.append(revoked())
+    for _ in range(7):
+        s.server.append(changed("somebody-else"))
+
+    await s.node.follow()
+    assert await s.give() == ("origin", 1)
 
 
 async def test_lower_generation_is_as_foreign_as_a_higher_one() -> None:
@@ -725,6 +750,9 @@ async def test_overtaken_confirm_of_another_generation_makes_it_no_older() -> No
     s.node.log.server = new
     await s.node.follower.confirm()
     assert new.followed_us == 0, "the new generation is as old as its first confirm"
+    s.clock.advance(1.0)
+    await s.node.follow()
+    assert new.followed_us == 1_000_000
 
 
 async def test_lost_registry_makes_the_generation_young_again() -> None:

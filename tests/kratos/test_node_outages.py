@@ -324,13 +324,16 @@ def database_of(kratos: KratosServer) -> list[psutil.Process]:
 @contextlib.contextmanager
 def suspended(processes: list[psutil.Process]) -> Iterator[None]:
     """They hold their connections and say nothing; the kernel takes new ones for them."""
+    each = contextlib.suppress(psutil.NoSuchProcess)  # a backend may have been ending
     for process in processes:
-        process.suspend()
+        with each:
+            process.suspend()
     try:
         yield
     finally:
         for process in processes:
-            process.resume()
+            with each:
+                process.resume()
 
 
 SUSPENDED: dict[str, Callable[[KratosServer], list[psutil.Process]]] = {

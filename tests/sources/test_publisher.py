@@ -145,7 +145,7 @@ async def test_it_shows_the_newest_generation_that_it_knows(own_valkey: Embedded
         future = int(time.time() * 1e6) + 3_600_000_000
         await redis.xadd(names.feed, {"e": b""}, f"{future}-1")
         before = await publisher.flush()
-        assert before.generation == future + 1
+        assert before.generation > future
         await redis.flushall()
         assert (await publisher.flush()).generation > before.generation
 
