@@ -272,7 +272,8 @@ class ScriptedOrigin:
         self.reads = 0
         self.passed_on = 0
         self.last_passed_on: tuple[str, str, Sequence[tuple[bytes, bytes]], bytes] | None = None
-        self.pass_on_answer: OriginAnswer | None = None
+        self.any_answer: OriginAnswer | None = None
+        """Given to whatever is asked."""
         self.refusal_body = _REFUSAL_BODY
         self.is_expected: Callable[[], bool] = lambda: False
         """What the last caller would say of a 401."""
@@ -300,7 +301,7 @@ class ScriptedOrigin:
     async def read_anonymous(self) -> OriginAnswer:
         if self.down:
             raise OriginUnavailableError("unreachable", "the scripted origin is down")
-        return self._refusal()
+        return self.any_answer or self._refusal()
 
     async def pass_on(
         self,
@@ -317,10 +318,12 @@ class ScriptedOrigin:
         self.last_passed_on = method, target, headers, body
         if self.down:
             raise OriginUnavailableError("unreachable", "the scripted origin is down")
-        return self.pass_on_answer or self._refusal()
+        return self.any_answer or self._refusal()
 
     def _now(self, token: bytes) -> OriginAnswer:
         session = self.sessions.get(token)
+        if self.any_answer is not None:
+            return self.any_answer
         if self.status is not None:
             return OriginAnswer(self.status, (), b"scripted\n", self._clock.wall())
         if session is None or not session.valid:

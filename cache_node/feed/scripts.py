@@ -1,13 +1,13 @@
 """The Lua scripts.  Those about the feed begin by making sure that the generation is this very server's and history's.
 
 A generation is born when the server's `master_replid` is not the stored one (restart, failover), nothing is stored
-(FLUSHALL, an empty server), or the stream ends with an entry that no script of ours wrote: max(stored + salt, what the
-caller shows + salt, TIME in µs), so that none is given twice.  The salt is the caller's dice; a script's own are loaded.
-With + 1 in its place a server whose clock is behind gave the same generation to two callers that showed the same, since
-it was emptied in between, and a revoked session came back.
+(FLUSHALL, an empty server), or the stream ends with an entry that no script of ours wrote: max(stored + salt, what
+the caller shows + salt, TIME in µs), so that none is given twice.  The salt is the caller's dice; a script's own are
+loaded.  With + 1 in its place a server whose clock is behind gave the same generation to two callers that showed the
+same, since it was emptied in between, and a revoked session came back.
 
-Numbers in Lua are exact up to 2^53 only, which is the year 2255 in µs: a stored, shown or foreign generation from beyond
-is no generation, and a stream that ends there is removed.
+Numbers in Lua are exact up to 2^53 only, which is the year 2255 in µs: a stored, shown or foreign generation from
+beyond is no generation, and a stream that ends there is removed.
 """
 
 from __future__ import annotations

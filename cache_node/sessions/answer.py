@@ -23,9 +23,13 @@ class Wants:
     """Only what reflects this position; one that cannot be compared asks the origin."""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether any answer that may be given from a tier will do."""
-        return not self.no_cache and self.max_age_seconds is None and self.min_position is None
+    def more_than_plain(self) -> str | None:
+        """The word for the first demand; None if any answer that may be given from a tier will do."""
+        if self.no_cache:
+            return "no-cache"
+        if self.max_age_seconds is not None:
+            return "max-age"
+        return None if self.min_position is None else "min-position"
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class SessionFacts(msgspec.Struct, frozen=True):
 
 
 def read_session(body: bytes) -> SessionFacts | None:
-    """Ids (UUIDs lower-cased) and expiry of a Kratos session; None if the body is not one, or is not active."""
+    """Ids (UUIDs lower-cased) and expiry of a Kratos session; None if the body is none that can be cached."""
     try:
         session = orjson.loads(body)
         session_id, identity_id = session["id"], session["identity"]["id"]
@@ -72,6 +72,15 @@ def read_session(body: bytes) -> SessionFacts | None:
     if not (known and ids_known):
         return None
     return SessionFacts(normalise_id(session_id), normalise_id(identity_id), expires_at.timestamp())
+
+
+def is_session(body: bytes) -> bool:
+    """Whether the body is a session at all, cacheable or not: a JSON object with an id and an identity's id."""
+    try:
+        session = orjson.loads(body)
+        return all(isinstance(i, str) and i for i in (session["id"], session["identity"]["id"]))
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def credential_ends_at(credential: Credential, cookie_max_age_seconds: float) -> float | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import select
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -50,6 +51,7 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade content-length date age".split()
 )
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
@@ -117,8 +119,7 @@ class Origin:
 
     async def read_anonymous(self) -> OriginAnswer:
         """What it says to those who present nothing; that 401 is true in an outage too."""
-        async with self._slot():
-            return await self._ask("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
+        return await self._ask_in_turn("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
 
     async def pass_on(
         self,
@@ -132,8 +133,7 @@ class Origin:
     ) -> OriginAnswer:
         """One client's request for that client alone, with all its headers but hop-by-hop ones."""
         if anonymous:
-            async with self._slot():
-                return await self._ask(method, target, _forwarded(headers), body)
+            return await self._ask_in_turn(method, target, _forwarded(headers), body)
         return await self._believed(method, target, _forwarded(headers), body, lambda: None, is_expected)
 
     async def _believed(
@@ -170,6 +170,12 @@ class Origin:
             raise OriginUnavailableError("timeout", f"the origin could not be believed within {limit:g} s") from None
         self.counts["unbelieved"] += 1
         raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
+
+    async def _ask_in_turn(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> OriginAnswer:
+        async with self._slot():
+            return await self._ask(method, target, headers, body)
 
     async def _ask(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> OriginAnswer:
         begun = self._clock.steady()
@@ -221,6 +227,7 @@ class Origin:
             ):
                 answer_body = await _read_bounded(response)
                 kept = _kept(response.raw_headers, with_length=method == "HEAD")
+                _check_sendable(response.status, kept, headers)
                 return OriginAnswer(response.status, kept, answer_body, fetched_at)
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin did not answer within {timeout_seconds:g} s") from None
@@ -305,6 +312,15 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
             raise ValueError("the origin's answer has no end")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _check_sendable(status: int, headers: Headers, asked: Sequence[tuple[str, str]]) -> None:
+    """Raises ValueError for what no server may send on: such an answer would end the client's connection."""
+    is_conditional = any(name.lower().startswith("if-") for name, _value in asked)
+    if not 200 <= status <= 599 or (status == 304 and not is_conditional):
+        raise ValueError("the origin's status is none that answers the question")
+    if any(_CONTROL.search(value) for _name, value in headers):
+        raise ValueError("the origin's headers hold control characters")
 
 
 def _kept(raw: Sequence[tuple[bytes, bytes]], *, with_length: bool) -> Headers:

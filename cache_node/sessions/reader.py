@@ -22,7 +22,7 @@ from cache_node.feed.lease import Lease
 from cache_node.feed.position import Position
 from cache_node.sessions.answer import Answer, Tier, Wants
 from cache_node.sessions.credential import Credential
-from cache_node.sessions.entry import Entry, Headers, SessionFacts, credential_ends_at, read_session
+from cache_node.sessions.entry import Entry, Headers, credential_ends_at, is_session, read_session
 from cache_node.sessions.flight import Flight, Flights
 from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.memory_tier import MemoryTier, Refusal
@@ -165,6 +165,8 @@ class Reader:
             anonymous=anonymous,
             is_expected=lambda: credential is not None and name is not None and self._is_over(name, credential),
         )
+        if method == "GET" and answer.header(b"content-encoding") is None:
+            _check_session(answer)
         return Answer(answer.status, answer.headers, answer.body, "bypass", detail)
 
     # 3: the memory tier ---------------------------------------------------------------------------------------------
@@ -174,9 +176,9 @@ class Reader:
         entry = self._memory.get(name)
         if entry is None:
             refusal = self._memory.get_refusal(name)
-            if refusal is not None and wants.is_plain and self._stands(refusal):
-                return self._from_refusal(refusal)
-            return "cold"
+            if refusal is None or not self._stands(refusal):
+                return "cold"
+            return wants.more_than_plain or self._from_refusal(refusal)
         why_not = self._why_not(entry, wants)
         return self._from_entry(entry, "memory", "memory") if why_not is None else why_not
 
@@ -210,7 +212,13 @@ class Reader:
     # 4 to 9: one run of a flight ------------------------------------------------------------------------------------
 
     async def _fill(self, flight: Flight[Outcome], keys: tuple[Key, ...], credential: Credential) -> Outcome:
-        as_of = self._fence.position  # 5
+        as_of: Position | None = None
+
+        def begin_read() -> None:
+            nonlocal as_of
+            as_of = self._fence.position  # 5; where the origin must be asked more than once, the last time counts
+            flight.begin_read()
+
         if not flight.must_ask_origin:
             entry = await self._look_in_redis(keys)  # 6
             if entry is not None and not flight.must_ask_origin:
@@ -218,19 +226,16 @@ class Reader:
         try:
             answer = await self._origin.read(  # 8
                 credential,
-                on_begin=flight.begin_read,
+                on_begin=begin_read,
                 is_expected=lambda: self._is_over(keys[0].name, credential),
             )
+            _check_session(answer)
         except OriginUnavailableError as exc:
             return await self._without_origin(keys, OriginFailed(exc))
         if answer.is_failure:
             failed = OriginUnavailableError("failing", f"the origin answered {answer.status}")
             return await self._without_origin(keys, OriginFailed(failed, answer))
-        facts = read_session(answer.body) if answer.status == 200 else None
-        if answer.status == 200 and facts is None:
-            no_session = OriginUnavailableError("garbage", "the origin answered 200 with something that is no session")
-            return await self._without_origin(keys, OriginFailed(no_session))
-        return self._store(keys, credential, as_of, answer, facts)  # 9
+        return self._store(keys, credential, as_of, answer)  # 9
 
     async def _look_in_redis(self, keys: tuple[Key, ...]) -> Entry | None:
         """An admitted entry, kept in memory by now; anything else is a miss for everybody."""
@@ -254,12 +259,11 @@ class Reader:
         credential: Credential,
         as_of: Position | None,
         answer: OriginAnswer,
-        facts: SessionFacts | None,
     ) -> Outcome:
         """Keep what may be kept, after asking fence and lease; no await in here."""
         if answer.status == 401 and answer.believed:
             return self._store_refusal(keys, as_of, answer)
-        entry = self._entry_from(credential, as_of, answer, facts) if facts is not None else None
+        entry = self._entry_from(credential, as_of, answer)
         if entry is None:
             # The newest word of the origin is not an entry: an older one must not be given in its place.  A node
             # without a position has none, and leaves its neighbours theirs.
@@ -276,7 +280,7 @@ class Reader:
         return FromOrigin(answer, entry=entry)
 
     def _store_refusal(self, keys: tuple[Key, ...], as_of: Position | None, answer: OriginAnswer) -> Outcome:
-        # Where it contradicts what the feed proves unchanged, twice and while the origin is ready, an event was missed.
+        # Where it contradicts what the feed proves unchanged, and is believed, an event was missed.
         self.counts["missed_events"] += self._admitted(keys[0].name) is not None
         self._forget(keys)
         if answer.header(b"set-cookie") is not None:
@@ -303,12 +307,11 @@ class Reader:
         for key in keys:  # under an older secret it would be found again
             self._redis.discard(key)
 
-    def _entry_from(
-        self, credential: Credential, as_of: Position | None, answer: OriginAnswer, facts: SessionFacts
-    ) -> Entry | None:
+    def _entry_from(self, credential: Credential, as_of: Position | None, answer: OriginAnswer) -> Entry | None:
         """None if the answer must not be kept."""
+        facts = read_session(answer.body) if answer.status == 200 else None
         credential_end = credential_ends_at(credential, self._cookie_max_age)
-        if as_of is None or credential_end is None or answer.header(b"set-cookie") is not None:
+        if facts is None or as_of is None or credential_end is None or answer.header(b"set-cookie") is not None:
             return None
         return Entry(
             body=answer.body,
@@ -324,6 +327,7 @@ class Reader:
     async def _fill_anonymous(self, flight: Flight[OriginAnswer]) -> OriginAnswer:
         flight.begin_read()
         answer = await self._origin.read_anonymous()
+        _check_session(answer)
         # Strangers share it, and nobody's cookie is for another.
         answer = replace(answer, headers=tuple(line for line in answer.headers if line[0] != b"set-cookie"))
         if answer.status == 401:
@@ -350,7 +354,7 @@ class Reader:
     def _may_share(self, outcome: FromOrigin, wants: Wants) -> bool:
         """Whether an answer of the origin is good for somebody who joined after its read began."""
         if outcome.refusal is not None:
-            return wants.is_plain and self._stands(outcome.refusal)
+            return wants.more_than_plain is None and self._stands(outcome.refusal)
         return outcome.entry is not None and self._why_not(outcome.entry, wants) is None
 
     def _answer_in_outage(self, outcome: OriginFailed, name: bytes, wants: Wants) -> Answer:
@@ -381,6 +385,12 @@ class Reader:
     def _from_origin(self, answer: OriginAnswer, detail: str) -> Answer:
         age = max(0.0, self._clock.wall() - answer.fetched_at)
         return Answer(answer.status, answer.headers, answer.body, "origin", detail, age)
+
+
+def _check_session(answer: OriginAnswer) -> None:
+    """Raises OriginUnavailableError for a 2xx that is none: an error page of something in between logs nobody in."""
+    if 200 <= answer.status < 300 and not is_session(answer.body):
+        raise OriginUnavailableError("garbage", f"the origin answered {answer.status} with what is no session")
 
 
 def _replayed(headers: Headers) -> Headers:

@@ -497,11 +497,12 @@ def answer_of_origin(status: int, *headers: tuple[bytes, bytes], body: bytes = b
 
 async def test_an_answer_without_a_body_has_no_length(port: Port) -> None:
     """A preflight's 204 must not have one (RFC 9110, 8.6)."""
-    port.node.origin.pass_on_answer = answer_of_origin(204, (b"access-control-allow-origin", b"https://app.example"))
+    port.node.origin.any_answer = answer_of_origin(204, (b"access-control-allow-origin", b"https://app.example"))
     answer = await port.ask("Origin: https://app.example", method="OPTIONS")
 
     assert (answer.status, answer.all("content-length")) == (204, [])
     assert answer["access-control-allow-origin"] == "https://app.example"
+    port.node.origin.any_answer = None
     assert (await port.ask(TOKEN)).status == 200, "and the connection goes on"
 
 
@@ -532,10 +533,11 @@ async def test_head_that_was_passed_on_has_the_origins_length(
     port: Port, headers: list[tuple[bytes, bytes]], length: list[str]
 ) -> None:
     """Ours would be that of a body which it does not have."""
-    port.node.origin.pass_on_answer = answer_of_origin(200, *headers)
+    port.node.origin.any_answer = answer_of_origin(200, *headers)
     answer = await port.ask(TOKEN, "Origin: null", method="HEAD")
 
     assert answer.all("content-length") == length
+    port.node.origin.any_answer = None
     assert (await port.ask(TOKEN)).status == 200, "and the connection goes on"
 
 
@@ -583,12 +585,51 @@ async def test_a_failure_of_the_origin_is_passed_on(port: Port, status: int) -> 
     assert (answer.status, answer.body, answer.why) == (status, b"scripted\n", "fwd=miss; detail=origin-error")
 
 
-async def test_a_200_that_is_no_session(port: Port) -> None:
+@pytest.mark.parametrize(
+    ("lines", "target", "why"),
+    [
+        ([TOKEN], "/sessions/whoami", "fwd=miss; detail=garbage"),
+        ([], "/sessions/whoami", "fwd=miss; detail=garbage"),
+        ([TOKEN], "/sessions/whoami?tokenize_as=x", "fwd=bypass; detail=garbage"),
+    ],
+    ids=["token", "anonymous", "bypass"],
+)
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b"", b"{}", b"[]", b'{"id": "a"}', b'{"id": "", "identity": {"id": "b"}}'],
+    ids=["html", "empty", "object", "array", "no-identity", "no-id"],
+)
+async def test_a_200_that_is_no_session(port: Port, lines: list[str], target: str, why: str, body: bytes) -> None:
     """An error page of something in between is nobody's session."""
-    port.node.origin.status = 200
-    answer = await port.ask(TOKEN)
+    for status in (200, 204):
+        port.node.origin.any_answer = answer_of_origin(status, body=body)
+        answer = await port.ask(*lines, target=target)
+        assert (answer.status, answer.why, answer.body) == (503, why, UNAVAILABLE)
 
-    assert (answer.status, answer.why) == (503, "fwd=miss; detail=garbage")
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": "%b", "active": true, "expires_at": "2030-01-01T00:00:00Z", "identity": {"id": "b"}}' % (b"a" * 200),
+        b'{"id": "a", "active": true, "expires_at": "some day", "identity": {"id": "b"}}',
+        b'{"id": "a", "identity": {"id": "b"}}',
+    ],
+    ids=["long id", "unknown end", "bare"],
+)
+async def test_a_session_that_cannot_be_cached(port: Port, body: bytes) -> None:
+    """No event could name it, or its end is not known: it is given as the origin says it, each time anew."""
+    port.node.origin.any_answer = answer_of_origin(200, body=body)
+    for _ in range(2):
+        answer = await port.ask(TOKEN)
+        assert (answer.status, answer.why, answer.body) == (200, "fwd=miss; detail=cold", body)
+
+
+async def test_what_is_passed_on_compressed_is_not_judged(port: Port) -> None:
+    """The client asked for it; only it can read it."""
+    port.node.origin.any_answer = answer_of_origin(200, (b"content-encoding", b"gzip"), body=b"\x1f\x8b\x08")
+    answer = await port.ask(TOKEN, "Accept-Encoding: gzip", target="/sessions/whoami?tokenize_as=x")
+
+    assert (answer.status, answer.body) == (200, b"\x1f\x8b\x08")
 
 
 # The connection -------------------------------------------------------------------------------------------------------

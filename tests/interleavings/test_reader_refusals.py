@@ -12,10 +12,13 @@ import pytest
 
 from cache_node.feed.events import Event, EventType
 from cache_node.sessions.answer import Wants
+from cache_node.sessions.credential import Credential
+from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.reader import REFUSAL_SECONDS
 from tests.fakes import (
     Gate,
     ScriptedNode,
+    ScriptedOrigin,
     changed,
     flush,
     following_node,
@@ -123,13 +126,46 @@ async def test_a_revocation_during_a_fill_that_is_refused() -> None:
     assert (await node.read("token")).tier == "negative"
 
 
+class AskingTwice(ScriptedOrigin):
+    """Refuses, and is asked once more when the gate opens, as a 401 that nobody expected is."""
+
+    async def read(
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+    ) -> OriginAnswer:
+        on_begin()
+        assert self.gate is not None
+        await self.gate.passed()
+        gate, self.gate = self.gate, None
+        answer = await super().read(credential, on_begin=on_begin, is_expected=is_expected)
+        self.gate = gate
+        return answer
+
+
+async def test_an_event_before_the_last_time_that_the_origin_was_asked_voids_no_refusal() -> None:
+    """A 401 takes a second to be believed, and events come every few milliseconds: what counts is the last read."""
+    node = await following_node()
+    origin = AskingTwice(node.clock)
+    origin.gate = Gate()
+    stranger = ScriptedNode(node.log.server, origin, node.clock)
+    await stranger.follow()
+    reader = asyncio.create_task(stranger.read("token"))
+    await origin.gate.arrived()
+    stranger.log.server.append(changed("somebody-else"))
+    await stranger.follow()
+    origin.gate.open()
+
+    assert (await reader).status == 401
+    assert (await stranger.read("token")).tier == "negative"
+
+
 async def test_a_refusal_is_not_for_those_who_demand_more() -> None:
     """no-cache, max-age and min-position ask the origin, whatever was refused before."""
-    node = await refused_node()
-    node.origin.sessions[b"token"].valid = True
-    for wants in (NO_CACHE, Wants(max_age_seconds=60.0), Wants(min_position=node.fence.position)):
-        node.memory.discard(next(iter(node.redis.stored), b""))
-        assert (await node.read("token", wants)).status == 200
+    position = (await following_node()).fence.position
+    for wants in (NO_CACHE, Wants(max_age_seconds=60.0), Wants(min_position=position)):
+        node = await refused_node()
+        node.origin.sessions[b"token"].valid = True
+        answer = await node.read("token", wants)
+        assert (answer.status, answer.detail) == (200, wants.more_than_plain)
 
 
 async def test_a_later_answer_takes_the_place_of_a_refusal() -> None:

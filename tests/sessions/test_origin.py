@@ -336,6 +336,12 @@ async def endless_head(peer: Peer) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\nabcdefg", {"garbage"}),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", {"garbage"}),
         (b"HTTP/1.1 200 OK\r\nName without colon\r\n\r\n", {"garbage"}),
+        (http(600, b"strange"), {"garbage"}),
+        (http(999, b"strange"), {"garbage"}),
+        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n", {"garbage"}),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", {"garbage"}),
+        (b"HTTP/1.1 200 OK\r\nVary: a\x01b\r\nContent-Length: 2\r\n\r\n{}", {"garbage"}),
+        (b"HTTP/1.1 200 OK\r\nVary: \x7f\r\nContent-Length: 2\r\n\r\n{}", {"garbage"}),
     ],
 )
 async def test_no_answer_is_made_of_half_of_one(server: RawOrigin, reply: object, causes: set[str]) -> None:
@@ -346,6 +352,15 @@ async def test_no_answer_is_made_of_half_of_one(server: RawOrigin, reply: object
     async with origin_to(server) as origin:
         assert await cause(origin) in causes
         assert (await read(origin)).body == b"good"
+
+
+async def test_a_304_answers_who_asked_on_a_condition(server: RawOrigin) -> None:
+    """It is garbage to everybody else, above."""
+    server.replies = [b"HTTP/1.1 304 Not Modified\r\n\r\n"]
+    async with origin_to(server) as origin:
+        headers = [(b"x-session-token", b"secret"), (b"if-none-match", b'"1"')]
+        answer = await origin.pass_on("GET", "/", headers, b"", anonymous=False, is_expected=lambda: False)
+        assert answer.status == 304
 
 
 # Connections ----------------------------------------------------------------------------------------------------------
