@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from cache_node.errors import FeedUnavailableError
@@ -81,7 +81,6 @@ class ReceiptWait:
         still = self._watch.observe(reading, sent, received)
         for record in reading.records:
             self._longest_lease = max(self._longest_lease, record.max_staleness_seconds)
-        outlived = self.has_outlived_leases(sent)
         countable = (
             reading.generation == self._position.generation
             and reading.followed_seconds >= self._longest_lease
@@ -89,19 +88,29 @@ class ReceiptWait:
             and not reading.unreadable
         )
         self.nodes = tuple(
-            ReceiptNode(r.node_id, r.region, self._state(r, still[r.field_name], outlived)) for r in reading.records
+            ReceiptNode(r.node_id, r.region, self._state(r, still[r.field_name])) for r in reading.records
         )
-        return outlived or (countable and all(node.state != "pending" for node in self.nodes))
+        return self.has_outlived_leases(sent) or (countable and all(node.state != "pending" for node in self.nodes))
+
+    @property
+    def outlived_at(self) -> float:
+        """When the longest lease that was granted before the publish was acknowledged runs out, as far as is known."""
+        return self._acknowledged_at + self._longest_lease
 
     def has_outlived_leases(self, now: float) -> bool:
-        """Whether every lease that was granted before the publish was acknowledged has run out."""
-        return now - self._acknowledged_at >= self._longest_lease
+        """Whether every lease that was granted before the publish was acknowledged has run out: nobody is pending."""
+        if now < self.outlived_at:
+            return False
+        self.nodes = tuple(
+            replace(node, state="lease_expired") if node.state == "pending" else node for node in self.nodes
+        )
+        return True
 
-    def _state(self, record: Record, still_seconds: float, outlived: bool) -> NodeState:
+    def _state(self, record: Record, still_seconds: float) -> NodeState:
         applied = record.applied
         if applied.generation == self._position.generation and applied.number >= self._position.number:
             return "applied"
-        if outlived or still_seconds >= record.max_staleness_seconds:
+        if still_seconds >= record.max_staleness_seconds:
             return "lease_expired"
         return "pending"
 
@@ -175,17 +184,18 @@ async def wait_for_receipt(
     watch: RegistryWatch,
 ) -> Receipt:
     """Judge readings of the registry until the receipt is complete or `timeout_seconds` have passed since
-    `acknowledged_at`; both times are readings of the monotonic clock."""
+    `acknowledged_at`; both times are readings of the monotonic clock.  Leases run out by that clock, with or without a
+    feed to ask."""
     waiting = ReceiptWait(position, acknowledged_at, max_staleness_seconds, watch)
+    deadline = acknowledged_at + timeout_seconds
     complete = False
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(acknowledged_at + timeout_seconds - time.monotonic()):
-            poll.newest_generation = max(poll.newest_generation, position.generation)
-            poll.hurry()
-            while not complete:
+    poll.newest_generation = max(poll.newest_generation, position.generation)
+    poll.hurry()
+    while not complete and time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(deadline, waiting.outlived_at) - time.monotonic()):
                 reading, sent, received = await poll.next()
-                if reading is None:
-                    complete = waiting.has_outlived_leases(sent)
-                elif sent >= acknowledged_at:
+                if reading is not None and sent >= acknowledged_at:
                     complete = waiting.is_complete(reading, sent, received)
+        complete = complete or waiting.has_outlived_leases(time.monotonic())
     return Receipt(position, complete, time.monotonic() - started_at, waiting.nodes)

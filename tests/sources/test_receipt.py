@@ -221,9 +221,13 @@ class ScriptedRegistry:
     def __init__(self, *answers: RegistryReading | FeedUnavailableError) -> None:
         self._answers = list(answers)
         self.asked: list[int] = []
+        self.silent_after: int | None = None
+        """Answers given before it says nothing any more."""
 
     async def ask_registry(self, shown_generation: int) -> RegistryReading:
         self.asked.append(shown_generation)
+        if self.silent_after is not None and len(self.asked) > self.silent_after:
+            await asyncio.Event().wait()
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, FeedUnavailableError):
             raise answer
@@ -267,6 +271,24 @@ async def test_waiting_outlives_a_server_that_is_away() -> None:
     assert got.dead_everywhere
     got = await receipt(ScriptedRegistry(away), staleness=60.0, seconds=0.05)
     assert not got.dead_everywhere
+
+
+async def test_nobody_is_pending_when_the_leases_have_run_out_without_a_registry_to_say_so() -> None:
+    """A receipt that says dead everywhere must not list a node as pending, which readers of logs would believe."""
+    short = reading({"one": row(4, staleness=0.2), "two": row(5, staleness=0.2)})
+    registry = ScriptedRegistry(short, FeedUnavailableError("away"))
+    got = await receipt(registry, staleness=0.2)
+    assert got.dead_everywhere
+    assert {node.node_id: node.state for node in got.nodes} == {"one": "lease_expired", "two": "applied"}
+
+
+async def test_leases_run_out_while_the_registry_says_nothing() -> None:
+    """A server that stands still keeps the question for a second; the lease's end does not wait for it."""
+    registry = ScriptedRegistry(reading({"one": row(4, staleness=0.2)}))
+    registry.silent_after = 1
+    got = await receipt(registry, staleness=0.2, seconds=60.0)
+    assert got.dead_everywhere
+    assert {node.node_id: node.state for node in got.nodes} == {"one": "lease_expired"}
 
 
 async def test_waiting_asks_less_and_less_often() -> None:
