@@ -32,6 +32,8 @@ DELIVERY_COST_SECONDS = 10e-6
 SERVER_SHARE = 0.1
 DRIFT = 0.01
 """Part of the lease given up, for clocks of node and receipt's waiter that do not run at one speed."""
+RETRY_SECONDS = 0.5
+"""Between attempts at most while the feed is away or the node has no lease, however large the staleness."""
 WAKE_BLOCK_SECONDS = 1.0
 SWEEP_SECONDS = 60.0
 
@@ -196,7 +198,7 @@ class Follower:
             try:
                 page = await self._log.read_back(Position(position.generation, number), PAGE_ENTRIES)
             except FeedUnavailableError:
-                await asyncio.sleep(self._pace)
+                await asyncio.sleep(self._retry_pace)
                 continue
             for entry in page:
                 # Another server than the position's may lack its last events: they must follow without a hole.
@@ -244,11 +246,11 @@ class Follower:
             if again:
                 await asyncio.sleep(self._spacing if self.is_fresh else 0)
             else:
-                await self._wait_for_wake_up()
+                await self._wait_for_wake_up(self._retry_pace if failing or not self.is_fresh else self._pace)
 
-    async def _wait_for_wake_up(self) -> None:
+    async def _wait_for_wake_up(self, at_most_seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._pace):
+            async with asyncio.timeout(at_most_seconds):
                 await self._woken.wait()
                 await asyncio.sleep(self._spacing)
 
@@ -267,6 +269,10 @@ class Follower:
         """Between confirms of a quiet feed: slower with many nodes, but two must fit into a lease."""
         usual = self._max_staleness / CONFIRMS_PER_STALENESS
         return min(max(usual, self._fair_spacing), 2 * usual)
+
+    @property
+    def _retry_pace(self) -> float:
+        return min(self._pace, RETRY_SECONDS)
 
     async def _wake_forever(self) -> None:
         heard_to = Position(0, 0)
@@ -287,7 +293,7 @@ class Follower:
             try:
                 heard = await self._log.wake_up(heard_to, WAKE_BLOCK_SECONDS)
             except FeedUnavailableError:
-                await asyncio.sleep(self._pace)
+                await asyncio.sleep(self._retry_pace)
                 continue
             if heard:
                 heard_to = heard[-1][0]

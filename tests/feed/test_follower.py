@@ -350,11 +350,12 @@ async def test_a_restarted_server_is_found_again(names: RedisNames) -> None:
                     await node.applies(await append(log, revoked()))
 
 
-async def test_a_server_that_comes_later_is_followed(names: RedisNames) -> None:
-    """An unreachable feed keeps no node from starting: it has tried, and follows when the feed is there."""
+@pytest.mark.parametrize("max_staleness", [SHORT_STALENESS_SECONDS, 60.0])
+async def test_a_server_that_comes_later_is_followed(names: RedisNames, max_staleness: float) -> None:
+    """An unreachable feed keeps no node from starting: it has tried, and follows soon after the feed is there."""
     with EmbeddedValkey() as former:
         url, port = former.url, former.port
-    async with running(url, names) as node:
+    async with running(url, names, max_staleness=max_staleness) as node:
         await eventually(lambda: node.follower.counts["failures"] > 1, node.describe)
         assert node.follower.attempted.is_set()
         assert node.state is FeedState.BOOTSTRAPPING
