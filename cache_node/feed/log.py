@@ -24,6 +24,8 @@ from cache_node.feed.registry import RegistryReading
 
 PAGE_ENTRIES = 256
 """Feed entries that one confirm returns at most."""
+CONNECTIONS = 4
+"""Calls at once; more wait for a connection, and their time runs meanwhile."""
 _SALT_BITS = 20
 """As µs about a second, so that TIME is ahead again soon after."""
 
@@ -75,7 +77,7 @@ class RedisLog:
         self._names = names
         self._timeout = timeout_seconds
         self._url = url
-        self._client = build_client(url, timeout_seconds=timeout_seconds, max_connections=4)
+        self._client = build_client(url, timeout_seconds=timeout_seconds, max_connections=CONNECTIONS)
         self._blocked: Redis | None = None
 
     async def aclose(self) -> None:

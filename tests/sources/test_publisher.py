@@ -23,6 +23,7 @@ from cache_node.feed.events import ENTRY_EVENTS, MAX_EVENTS, Event, EventType
 from cache_node.feed.follower import FeedState
 from cache_node.feed.log import RedisLog
 from cache_node.feed.names import RedisNames
+from cache_node.sources import publisher as publisher_module
 from tests.fakes import changed, revoked
 from tests.feed.conftest import commanding, connected, frozen
 from tests.feed.test_follower import running
@@ -137,6 +138,16 @@ async def test_many_calls_at_once_all_succeed(valkey: EmbeddedValkey, names: Red
     async with AsyncPublisher(valkey.url, names.prefix) as publisher:
         positions = await asyncio.gather(*(publisher.session_revoked(f"s{n}") for n in range(500)))
     assert sorted(position.number for position in positions) == list(range(1, 501))
+
+
+async def test_many_more_at_once_than_one_attempt_has_time_for(
+    valkey: EmbeddedValkey, names: RedisNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for its turn uses up no attempt: all would give up, begin again, and give up again."""
+    monkeypatch.setattr(publisher_module, "ATTEMPT_SECONDS", 0.1)
+    async with AsyncPublisher(valkey.url, names.prefix) as publisher:
+        positions = await asyncio.gather(*(publisher.session_revoked(f"s{n}") for n in range(4000)))
+    assert len(set(positions)) == 4000
 
 
 async def test_it_shows_the_newest_generation_that_it_knows(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
