@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +22,10 @@ from cache_node.environment import PublisherSettings
 from cache_node.errors import ConfigurationError, FeedUnavailableError, InvalidEventError
 from cache_node.feed.events import ENTRY_EVENTS, MAX_EVENTS, Event, EventType
 from cache_node.feed.follower import FeedState
-from cache_node.feed.log import RedisLog
+from cache_node.feed.log import CONNECTIONS, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.sources import publisher as publisher_module
-from tests.fakes import changed, revoked
+from tests.fakes import Gate, changed, revoked
 from tests.feed.conftest import commanding, connected, frozen
 from tests.feed.test_follower import running
 from tests.proxy import Proxy
@@ -140,14 +141,48 @@ async def test_many_calls_at_once_all_succeed(valkey: EmbeddedValkey, names: Red
     assert sorted(position.number for position in positions) == list(range(1, 501))
 
 
-async def test_many_more_at_once_than_one_attempt_has_time_for(
+async def test_an_attempt_begins_when_its_turn_has_come(
     valkey: EmbeddedValkey, names: RedisNames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits for its turn uses up no attempt: all would give up, begin again, and give up again."""
-    monkeypatch.setattr(publisher_module, "ATTEMPT_SECONDS", 0.1)
+    """Who waits uses up no attempt: thousands at once would all give up, begin again, and give up again."""
+    at_once: list[int] = []
+    append, under_way = RedisLog.append, Counter[str]()
+
+    async def counted(log: RedisLog, *args: Any, **options: Any) -> Position:
+        under_way["now"] += 1
+        at_once.append(under_way["now"])
+        try:
+            return await append(log, *args, **options)
+        finally:
+            under_way["now"] -= 1
+
+    monkeypatch.setattr(RedisLog, "append", counted)
     async with AsyncPublisher(valkey.url, names.prefix) as publisher:
-        positions = await asyncio.gather(*(publisher.session_revoked(f"s{n}") for n in range(4000)))
-    assert len(set(positions)) == 4000
+        await asyncio.gather(*(publisher.session_revoked(f"s{n}") for n in range(100)))
+    assert max(at_once) == CONNECTIONS
+    assert len(at_once) == 100
+
+
+async def test_a_publish_whose_turn_does_not_come_fails(
+    valkey: EmbeddedValkey, names: RedisNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In time, and saying why."""
+    gate = Gate()
+    append = RedisLog.append
+
+    async def gated(log: RedisLog, *args: Any, **options: Any) -> Position:
+        await gate.passed()
+        return await append(log, *args, **options)
+
+    monkeypatch.setattr(RedisLog, "append", gated)
+    monkeypatch.setattr(publisher_module, "PUBLISH_DEADLINE_SECONDS", publisher_module.ATTEMPT_SECONDS + 0.1)
+    async with AsyncPublisher(valkey.url, names.prefix) as publisher:
+        first = [asyncio.create_task(publisher.flush()) for _ in range(CONNECTIONS)]
+        await gate.arrived()
+        with pytest.raises(FeedUnavailableError, match="too many publishes wait"):
+            await publisher.flush()
+        gate.open()
+        await asyncio.gather(*first)
 
 
 async def test_it_shows_the_newest_generation_that_it_knows(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
