@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import resource
 import signal
 import sys
 from typing import Any, Self
@@ -224,8 +226,26 @@ def serve(settings: NodeSettings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    _allow_all_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
+
+
+def _announce(line: str) -> None:
+    """On stdout; a disk that is full behind it keeps no node from serving."""
+    try:
+        click.echo(line)
+        sys.stdout.flush()
+    except OSError as error:
+        logger.warning("%s; stdout cannot take it: %s", line, os.strerror(error.errno or 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _allow_all_files() -> None:
+    """Each client is a file: the usual soft limit of 1024 is not a node's, which has no use for select()."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(settings: NodeSettings) -> int:
@@ -234,8 +254,7 @@ async def _serve(settings: NodeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with Node(settings) as node:
-        click.echo(f"listening on {node.public_url} admin {node.admin_url}")
-        sys.stdout.flush()
+        _announce(f"listening on {node.public_url} admin {node.admin_url}")
         await stopped.wait()
         logger.info("stopping: answering what is under way")
     return 0

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -428,22 +429,26 @@ def test_a_feed_that_is_not_there_is_one_line_and_status_1(run: Command) -> None
 # As a process.
 
 
-def process(*arguments: str, **kinds: Any) -> subprocess.Popen[bytes]:
+def process(*arguments: str, stdout: Any = subprocess.PIPE, **kinds: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-W", "error", "-m", "cache_node.cli", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kinds)
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, **kinds)
 
 
 @contextlib.contextmanager
-def node() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def node(**kinds: Any) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`cache-node serve` with an embedded Valkey and an origin that is not there; the process, and its admin URL."""
     ports = {"CACHE_NODE_LISTEN": "127.0.0.1:0", "CACHE_NODE_ADMIN_LISTEN": "127.0.0.1:0"}
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHE_NODE_")}
-    with process("serve", env=environ | ports | {"CACHE_NODE_ORIGIN_URL": "http://127.0.0.1:1"}) as serving:
+    environ |= ports | {"CACHE_NODE_ORIGIN_URL": "http://127.0.0.1:1"}
+    with process("serve", env=environ, **kinds) as serving:
         try:
-            assert serving.stdout
-            line = serving.stdout.readline().decode()
-            match = re.fullmatch(r"listening on http://127\.0\.0\.1:\d+ admin (http://127\.0\.0\.1:\d+)\n", line)
-            assert match, (line, serving.communicate(timeout=30))
+            said = ""
+            for line in serving.stdout or serving.stderr or ():
+                said += line.decode()
+                if match := re.search(r"listening on http://127\.0\.0\.1:\d+ admin (http://127\.0\.0\.1:\d+)", said):
+                    break
+            else:
+                raise AssertionError((said, serving.communicate(timeout=30)))
             yield serving, match[1]
         finally:
             serving.kill()
@@ -514,6 +519,36 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(admin: AdminPort) -> None:
         err = command.stderr.read()
         assert command.wait(30) == 1
     assert err == b""
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full, process(*arguments, stdout=full) as command:
+        _, err = command.communicate(timeout=30)
+    assert (command.returncode, err) == (1, b"cache-node: cannot write to stdout: No space left on device\n")
+
+
+def test_closed_streams_are_no_defect() -> None:
+    """A socket must not get their numbers, either."""
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = [sys.executable, "-W", "error", "-m", "cache_node.cli", "--version"]
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+        ran = subprocess.run(shell, capture_output=True, timeout=30, check=False)
+        assert (ran.returncode, ran.stderr) == (0, b""), closed
+
+
+def test_a_full_disk_keeps_no_node_from_serving(run: Command) -> None:
+    with open("/dev/full", "w") as full, node(stdout=full) as (serving, admin_url):
+        assert run("status", "--admin", admin_url).status == 0
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(30) == 0
+
+
+def test_a_node_takes_all_the_files_that_it_may_open() -> None:
+    """Each client is one; the soft limit is often 1024, which a balancer's connections alone exceed."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with node(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))) as (serving, _):
+        assert psutil.Process(serving.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_a_node_can_be_spoken_to_and_stops_on_sigterm(run: Command) -> None:

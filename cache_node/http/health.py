@@ -33,27 +33,26 @@ class Health:
 
     async def alive(self, _request: Request) -> Response:
         """200 while the process runs."""
-        return _answer(200, self._follower.state, _DRAINING if self._is_draining() else None)
+        return self._answer(200, _DRAINING if self._is_draining() else None)
 
     async def ready(self, _request: Request) -> Response:
         """503 until the first attempt at the feed has succeeded or failed, and while the node drains; else 200."""
         why_not = _DRAINING if self._is_draining() else self._why_not_attempted()
-        return _answer(200 if why_not is None else 503, self._follower.state, why_not)
+        return self._answer(200 if why_not is None else 503, why_not)
 
     async def fresh(self, _request: Request) -> Response:
         """200 only while answers from the tiers may be given, by a node that stays; else 503."""
-        state = self._follower.state
-        why_not = _DRAINING if self._is_draining() else _WHY_NOT_FRESH[state]
-        return _answer(200 if why_not is None else 503, state, why_not)
+        why_not = _DRAINING if self._is_draining() else _WHY_NOT_FRESH[self._follower.state]
+        return self._answer(200 if why_not is None else 503, why_not)
 
     def _why_not_attempted(self) -> str | None:
         return None if self._follower.attempted.is_set() else _NOT_ATTEMPTED
 
-
-def _answer(status: int, state: FeedState, reason: str | None) -> Response:
-    body = {
-        "state": state.value,
-        "fresh": state is FeedState.FOLLOWING,
-        "reason": reason or _WHY_NOT_FRESH[state],
-    }
-    return Response(orjson.dumps(body), status, media_type="application/json")
+    def _answer(self, status: int, reason: str | None) -> Response:
+        state = self._follower.state
+        body = {
+            "state": state.value,
+            "fresh": state is FeedState.FOLLOWING and not self._is_draining(),
+            "reason": reason or _WHY_NOT_FRESH[state],
+        }
+        return Response(orjson.dumps(body), status, media_type="application/json")

@@ -6,6 +6,7 @@ Any number of servers live in one process.  Signals, logging and the application
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -27,6 +28,8 @@ DRAIN_SECONDS: Final = 10.0
 # What clients had sent when the drain began is read within this; then connections without a request end.
 _GRACE_SECONDS = 0.05
 _DRAIN_POLL_SECONDS = 0.01
+# An application that is cancelled may still say why.
+_LAST_WORD_SECONDS = 0.25
 
 _log = logging.getLogger("cache_node.http")
 
@@ -126,11 +129,14 @@ class HttpServer:
         _log.warning(
             "cut off %d requests that were under way for %g s after the end began", len(tasks), self._drain_seconds
         )
-        for connection in list(self._state.connections):
-            connection.transport.abort()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await self._let_finish()
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        await asyncio.gather(*self._state.tasks, return_exceptions=True)
 
 
 def _config(app: Callable[..., Awaitable[None]]) -> Config:

@@ -71,7 +71,10 @@ class Whoami:
         if task is not None:
             self.under_way.add(task)
             task.add_done_callback(self.under_way.discard)
-        answer = await self._answer(scope, receive)
+        try:
+            answer = await self._answer(scope, receive)
+        except asyncio.CancelledError:  # the server ends, and has waited long enough
+            answer = _unavailable(OriginUnavailableError("timeout", "the node ends"), "origin")
         answer = _with_request_id(answer, scope["headers"])
         await _send(answer, send, is_head=scope["method"] == "HEAD")
         self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)

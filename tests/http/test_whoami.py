@@ -632,6 +632,19 @@ async def test_what_is_passed_on_compressed_is_not_judged(port: Port) -> None:
     assert (answer.status, answer.body) == (200, b"\x1f\x8b\x08")
 
 
+async def test_a_read_that_outlasts_the_drain(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+    """The node ends, and says so to whom it cannot answer any more: 503, and no traceback."""
+    port.node.origin.gate = Gate()
+    connection = await port.connect()
+    connection.send(TOKEN)
+    await port.node.origin.gate.arrived()
+    await port.server.drain(within_seconds=0.0)
+    answer = await connection.receive()
+
+    assert (answer.status, answer.body, answer.why) == (503, UNAVAILABLE, "fwd=miss; detail=timeout")
+    assert [record.levelname for record in caplog.records] == ["WARNING"], caplog.text
+
+
 # The connection -------------------------------------------------------------------------------------------------------
 
 

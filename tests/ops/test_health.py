@@ -103,4 +103,4 @@ async def test_a_node_that_drains_is_alive_and_no_more(port: Port) -> None:
     port.draining = True
     answers = await port.answers()
     assert statuses(answers) == [200, 503, 503]
-    assert all("draining" in body["reason"] for _, body in answers.values())
+    assert all("draining" in body["reason"] and not body["fresh"] for _, body in answers.values())
