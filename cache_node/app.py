@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 CONFIRM_TIMEOUT_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
+PENDING_WRITES_SHARE = 8
+"""One byte of so many of the memory tier's may wait to be written to the redis tier."""
 _RESTART_SECONDS = 1.0
 
 
@@ -135,7 +137,9 @@ class Node:
         memory = MemoryTier(settings.memory_bytes)
         self._stack.callback(memory.clear)
         lifetime = min(settings.entry_ttl_seconds, settings.fence_window_seconds)
-        redis_tier = RedisTier(url, names, lifetime_seconds=lifetime)
+        redis_tier = RedisTier(
+            url, names, lifetime_seconds=lifetime, max_pending_bytes=settings.memory_bytes // PENDING_WRITES_SHARE
+        )
         origin = Origin(
             settings.origin_url,
             clock,

@@ -30,15 +30,20 @@ MAX_PENDING_WRITES = 1024
 
 
 class RedisTier:
-    """`get`/`put` of one key prefix; `lifetime_seconds` is min(TTL, fence window): what is older is below the floor."""
+    """`get`/`put` of one key prefix; `lifetime_seconds` is min(TTL, fence window): what is older is below the floor.
 
-    def __init__(self, url: str, names: RedisNames, *, lifetime_seconds: float) -> None:
+    Entries of at most `max_pending_bytes` together, or a single one, wait to be written.
+    """
+
+    def __init__(self, url: str, names: RedisNames, *, lifetime_seconds: float, max_pending_bytes: int) -> None:
         self._client = build_client(url, timeout_seconds=TIMEOUT_SECONDS, max_connections=MAX_CONNECTIONS)
         self._names = names
         self._lifetime_ms = max(1, round(lifetime_seconds * 1000))
         self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
         self._reads: dict[bytes, asyncio.Future[bytes | None]] = {}
-        self._writes: dict[bytes, bytes | None] = {}
+        self._writes: dict[Key, Entry | None] = {}
+        self._max_pending_bytes = max_pending_bytes
+        self._pending_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
         """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`."""
@@ -70,11 +75,11 @@ class RedisTier:
 
     def put(self, key: Key, entry: Entry) -> None:
         """Keep the entry; written behind, at the end of this turn of the loop, or dropped if Redis is away."""
-        self._write(self._names.entry(key.name), seal(key, entry))
+        self._write(key, entry)
 
     def discard(self, key: Key) -> None:
         """Take away what the origin has contradicted, some time soon or, if Redis is away, not at all."""
-        self._write(self._names.entry(key.name), None)
+        self._write(key, None)
 
     def _read(self, name: bytes) -> asyncio.Future[bytes | None]:
         future = self._reads.get(name)
@@ -102,32 +107,43 @@ class RedisTier:
                 if not future.done():
                     future.set_result(None)
 
-    def _write(self, name: bytes, value: bytes | None) -> None:
-        if len(self._writes) >= MAX_PENDING_WRITES:
+    def _write(self, key: Key, entry: Entry | None) -> None:
+        size = _size_of(entry)
+        has_room = size == 0 or self._pending_bytes == 0 or self._pending_bytes + size <= self._max_pending_bytes
+        if len(self._writes) >= MAX_PENDING_WRITES or not has_room:
             self.counts["dropped_writes"] += 1
             return
         if not self._writes:
             asyncio.get_running_loop().call_soon(self._send_writes)
-        self._writes[name] = value
+        self._pending_bytes += size - _size_of(self._writes.get(key))
+        self._writes[key] = entry
 
     def _send_writes(self) -> None:
-        if len(self._tasks) >= MAX_PENDING_WRITES:
-            self.counts["dropped_writes"] += len(self._writes)
-            self._writes = {}
-            return
         writes, self._writes = self._writes, {}
+        if len(self._tasks) >= MAX_PENDING_WRITES:
+            self._written(writes, "dropped_writes")
+            return
         self._spawn(self._write_batch(writes))
 
-    async def _write_batch(self, writes: dict[bytes, bytes | None]) -> None:
+    async def _write_batch(self, writes: dict[Key, Entry | None]) -> None:
         async def send() -> list[Any]:
             async with self._client.pipeline(transaction=False) as pipe:
-                for name, value in writes.items():
-                    _ = pipe.unlink(name) if value is None else pipe.set(name, value, px=self._lifetime_ms)
+                for key, entry in writes.items():
+                    name = self._names.entry(key.name)
+                    # Sealed here, when it has a connection: what waits is no second copy of the memory tier's.
+                    _ = pipe.unlink(name) if entry is None else pipe.set(name, seal(key, entry), px=self._lifetime_ms)
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        done = await self._call(send)
-        self.counts["dropped_writes" if done is None else "writes"] += len(writes)
+        done = None
+        try:
+            done = await self._call(send)
+        finally:
+            self._written(writes, "dropped_writes" if done is None else "writes")
+
+    def _written(self, writes: dict[Key, Entry | None], count: str) -> None:
+        self.counts[count] += len(writes)
+        self._pending_bytes -= sum(map(_size_of, writes.values()))
 
     async def _call(self, send: Callable[[], Awaitable[Any]]) -> Any:
         """The reply, or None.  Repeated once, on a new connection, if the old one turned out to be broken.
@@ -150,3 +166,7 @@ class RedisTier:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _size_of(entry: Entry | None) -> int:
+    return 0 if entry is None else len(entry.body)

@@ -78,6 +78,6 @@ async def tier(request: pytest.FixtureRequest) -> AsyncIterator[Tier]:
         yield Memory()
         return
     valkey: EmbeddedValkey = request.getfixturevalue("valkey")
-    redis = RedisTier(valkey.url, RedisNames(request.node.name), lifetime_seconds=60.0)
+    redis = RedisTier(valkey.url, RedisNames(request.node.name), lifetime_seconds=60.0, max_pending_bytes=1 << 20)
     yield Redis(redis)
     await redis.aclose()

@@ -22,6 +22,7 @@ from tests.proxy import Proxy
 from tests.waiting import eventually
 
 NAMES = RedisNames("prefix")
+MAX_PENDING_BYTES = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def server(valkey: EmbeddedValkey) -> Iterator[redis.Redis]:
 
 @asynccontextmanager
 async def tier_on(url: str, lifetime_seconds: float = 60.0) -> AsyncIterator[RedisTier]:
-    tier = RedisTier(url, NAMES, lifetime_seconds=lifetime_seconds)
+    tier = RedisTier(url, NAMES, lifetime_seconds=lifetime_seconds, max_pending_bytes=MAX_PENDING_BYTES)
     try:
         yield tier
     finally:
@@ -349,3 +350,39 @@ async def test_closing_finishes_the_writes(valkey: EmbeddedValkey, server: redis
 
     assert value_of(server, 1) is not None
     await eventually(lambda: len(server.client_list()) == 1, server.client_list)
+
+
+async def test_the_bytes_that_wait_to_be_written_are_bounded(tier: RedisTier, server: redis.Redis) -> None:
+    """Bodies of evicted entries would else be kept for as long as Redis stands still, however many and large."""
+
+    def large(number: int, body_bytes: int) -> Entry:
+        return Entry(bytes(body_bytes), (), "s", "i", 2e9, 1.8e9, 1, number)
+
+    for round_ in range(2):  # what was written waits no more
+        for _ in range(3):  # nor does what another of the same turn took the place of
+            tier.put(key(0), large(0, 400_000))
+        tier.put(key(1), large(1, 400_000))
+        tier.put(key(2), large(2, 200_000))
+        tier.put(key(3), large(3, 1))
+        tier.discard(key(4))
+        await tier.settle()
+        assert tier.counts["dropped_writes"] == round_ + 1
+    tier.put(key(5), large(5, 2 * MAX_PENDING_BYTES))
+    await tier.settle()
+    assert server.dbsize() == 4, "a single one may be larger"
+    assert tier.counts["dropped_writes"] == 2
+
+
+async def test_a_stall_keeps_no_more_than_may_wait(tier: RedisTier, valkey: EmbeddedValkey) -> None:
+    """And once it is over, nothing waits any more."""
+    with stopped(valkey):
+        for number in range(20):
+            tier.put(key(number), Entry(bytes(100_000), (), "s", "i", 2e9, 1.8e9, 1, number))
+            await asyncio.sleep(0)
+        assert tier.counts["dropped_writes"] == 10
+        await tier.settle()
+        assert tier.counts["dropped_writes"] == 20
+    tier.put(key(99), Entry(bytes(MAX_PENDING_BYTES), (), "s", "i", 2e9, 1.8e9, 1, 99))
+    tier.put(key(98), entry(98))
+    await tier.settle()
+    assert (tier.counts["writes"], tier.counts["dropped_writes"]) == (1, 21)
