@@ -88,8 +88,8 @@ class Node:
             raise
 
     async def _start(self) -> None:
-        public = self._stack.enter_context(contextlib.closing(bind(self._given.listen)))
-        admin = self._stack.enter_context(contextlib.closing(bind(self._given.admin_listen)))
+        public = self._stack.enter_context(contextlib.closing(bind(*self._given.listen_address)))
+        admin = self._stack.enter_context(contextlib.closing(bind(*self._given.admin_address)))
         settings = self._with_redis(self._given)
         self.redis_url = settings.redis_url or ""
         parts = self.parts = self._build(settings)

@@ -49,13 +49,13 @@ class Address(NamedTuple):
     host: str
     port: int
 
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect; a name other than localhost is taken for reachable."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host.lower() == "localhost"
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine answers to it; a name other than localhost is taken for anybody's."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def parse_address(name: str, value: object) -> Address:
@@ -218,7 +218,7 @@ class NodeSettings(BaseModel):
                 f"{variable('secrets')} is required with {variable('redis_url')}: comma-separated, "
                 f"each at least {MIN_SECRET_CHARACTERS} characters, the same on every node"
             )
-        if self.admin_token is None and not self.admin_address.is_loopback:
+        if self.admin_token is None and not is_loopback(self.admin_address.host):
             raise ConfigurationError(
                 f"{variable('admin_token')} is required when {variable('admin_listen')} is not a loopback address"
             )

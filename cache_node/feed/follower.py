@@ -306,7 +306,7 @@ class Follower:
         logger.info("feed: retained window read, floor is %d of %s", self._fence.floor, self._fence.position)
 
     async def _sweep_forever(self) -> None:
-        """Remove records whose lease ended an hour ago by this node's clock."""
+        """Remove records that have stood still for an hour beyond their lease by this node's clock."""
         watch = RegistryWatch()
         while not self._left:
             await asyncio.sleep(SWEEP_SECONDS)
@@ -317,9 +317,11 @@ class Follower:
         sent = self._clock.steady()
         reading = await self._log.ask_registry(self._newest_generation)
         still = watch.observe(reading, sent, self._clock.steady())
-        for record in reading.records:
-            if still[record.field_name] > record.max_staleness_seconds + FORGET_AFTER_SECONDS:
-                await self._log.forget(record.field_name, record.raw)
+        leases = {record.field_name: record.max_staleness_seconds for record in reading.records}
+        for name, raw in reading.rows.items():
+            # One that cannot be read goes, too: receipts would take it for a node for ever.
+            if still[name] > leases.get(name, 0.0) + FORGET_AFTER_SECONDS:
+                await self._log.forget(name, raw)
 
 
 class _EventRate:

@@ -67,13 +67,13 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class RegistryReading:
     """The registry at one moment; `followed_seconds`: some node has followed `generation` for that long by its own
-    clock, so the generation is at least that old.  `unreadable`: fields with records this version cannot read."""
+    clock, so the generation is at least that old.  `unreadable`: records this version cannot read, by field."""
 
     generation: int
     number: int
     followed_seconds: float
     records: tuple[Record, ...]
-    unreadable: tuple[str, ...] = ()
+    unreadable: Mapping[bytes, bytes] = field(default_factory=dict)
 
     @classmethod
     def parse(
@@ -85,8 +85,13 @@ class RegistryReading:
             number=int(number),
             followed_seconds=int(followed_us) / 1e6,
             records=tuple(record for record in parsed.values() if record is not None),
-            unreadable=tuple(name.decode("utf-8", "replace") for name, record in parsed.items() if record is None),
+            unreadable={name: rows[name] for name, record in parsed.items() if record is None},
         )
+
+    @property
+    def rows(self) -> dict[bytes, bytes]:
+        """All records as they are stored, by field."""
+        return {record.field_name: record.raw for record in self.records} | dict(self.unreadable)
 
 
 class RegistryWatch:
@@ -103,11 +108,11 @@ class RegistryWatch:
         """
         seen = {}
         still = {}
-        for record in reading.records:
-            raw, since = self._seen.get(record.field_name, (None, received))
-            if raw != record.raw:
+        for name, raw in reading.rows.items():
+            before, since = self._seen.get(name, (None, received))
+            if before != raw:
                 since = received
-            seen[record.field_name] = (record.raw, since)
-            still[record.field_name] = max(0.0, sent - since)
+            seen[name] = (raw, since)
+            still[name] = max(0.0, sent - since)
         self._seen = seen
         return still

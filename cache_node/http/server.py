@@ -17,7 +17,7 @@ from typing import Any, Final
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from cache_node.errors import CacheNodeError, ConfigurationError
+from cache_node.errors import CacheNodeError
 from cache_node.http.protocol import KEEP_ALIVE_SECONDS, LimitedHttpToolsProtocol
 
 BACKLOG: Final = 2048
@@ -34,13 +34,12 @@ _LAST_WORD_SECONDS = 0.25
 _log = logging.getLogger("cache_node.http")
 
 
-def bind(host_port: str) -> socket.socket:
-    """A listening TCP socket at `host:port` (IPv6: `[host]:port`; port 0 picks a free one); the caller owns it.
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket (port 0 picks a free one); the caller owns it.
 
-    Connections queue from now on, until a server starts on it.  Raises ConfigurationError if `host_port` is malformed,
-    else CacheNodeError with one line that names it: in use, not permitted, no such address.
+    Connections queue from now on, until a server starts on it.  Raises CacheNodeError with one line that names the
+    address: in use, not permitted, no such address.
     """
-    host, port = _split(host_port)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -49,13 +48,12 @@ def bind(host_port: str) -> socket.socket:
     except OSError as error:
         # Not the error's own text: asked for a name that does not exist, it is about getaddrinfo.
         reason = "no such host" if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0).lower()
-        raise CacheNodeError(f"cannot listen on {host_port}: {reason}") from error
+        raise CacheNodeError(f"cannot listen on {_written(host, port)}: {reason}") from error
 
 
 def address_of(sock: socket.socket) -> str:
     """`host:port` of a bound socket, an IPv6 host in brackets: the port is the true one where 0 was asked for."""
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return _written(*sock.getsockname()[:2])
 
 
 class HttpServer:
@@ -78,11 +76,6 @@ class HttpServer:
         self._state = ServerState()
         self._server: asyncio.AbstractServer | None = None
         self._date_timer: asyncio.TimerHandle | None = None
-
-    @property
-    def connections(self) -> int:
-        """How many are open."""
-        return len(self._state.connections)
 
     async def start(self) -> None:
         """Accepts connections from now on."""
@@ -156,15 +149,8 @@ def _config(app: Callable[..., Awaitable[None]]) -> Config:
     )
 
 
-def _split(host_port: str) -> tuple[str, int]:
-    host, _, port = host_port.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ConfigurationError(f"{host_port!r} is no address to listen on: write host:port, for IPv6 [host]:port")
-    return host, int(port)
+def _written(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listen(sock: socket.socket, address: Any) -> socket.socket:

@@ -7,13 +7,13 @@ A web page of anywhere can make a browser on this machine send requests to a loo
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import re
 from collections.abc import Sequence
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cache_node.config import is_loopback
 from cache_node.ops.answers import error_answer
 
 _BEARER = re.compile(rb"bearer +([\x21-\x7e]+)", re.IGNORECASE)
@@ -38,13 +38,7 @@ class Gate:
 def is_loopback_host(host: str) -> bool:
     """Whether a `Host` header names this machine in a way that no DNS server can give to another meaning."""
     match = _HOST.fullmatch(host)
-    if match is None:
-        return False
-    name = match["ipv6"] or match["name"]
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name.lower() == "localhost"
+    return match is not None and is_loopback(match["ipv6"] or match["name"])
 
 
 def _with_token(headers: _Headers, token: bytes) -> Response | None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
 import aiohttp
 
 from cache_node.app import Node
-from cache_node.config import NodeSettings
 from cache_node.demo.origin import DemoOrigin
 from cache_node.environment import PublisherSettings
 from cache_node.sources.publisher import AsyncPublisher
+from tests.two_nodes import start_two_nodes, until_fresh
 from tests.waiting import eventually
 
 PASSWORD = "correct horse battery staple"
@@ -59,22 +58,10 @@ class Region:
         self.nodes: list[Node] = []
 
     async def __aenter__(self) -> Self:
-        secret = secrets.token_urlsafe(48)
-        for name, origin_url in zip("ab", self._origin_urls, strict=True):
-            given = {
-                "origin_url": origin_url,
-                "redis_url": self._redis_url,
-                "secrets": (secret,),
-                "listen": "127.0.0.1:0",
-                "admin_listen": "127.0.0.1:0",
-                "node_id": name,
-            }
-            node = Node(NodeSettings.model_validate(given | self._settings))
-            self.nodes.append(await self._stack.enter_async_context(node))
+        self.nodes = await start_two_nodes(self._stack, self._redis_url, self._origin_urls, **self._settings)
         self.publisher = await self._stack.enter_async_context(
             AsyncPublisher(settings=PublisherSettings(self._redis_url))
         )
-        await self.until_fresh()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -89,11 +76,7 @@ class Region:
         return self.nodes[1]
 
     async def until_fresh(self, timeout_seconds: float = 10.0) -> None:
-        await eventually(
-            lambda: all(node.parts.follower.is_fresh for node in self.nodes),
-            lambda: f"states are {[node.parts.follower.state for node in self.nodes]}",
-            timeout_seconds,
-        )
+        await until_fresh(self.nodes, timeout_seconds)
 
     async def until_receipts_are_quick(self) -> None:
         """Some node has followed the generation for longer than a lease."""

@@ -130,9 +130,14 @@ async def test_sweep_removes_what_has_been_dead_for_long() -> None:
     node = await following_node()
     dead = node.neighbour()
     await dead.follow()
+    node.log.server.nodes["strange"] = "a record of another version"
     watch = RegistryWatch()
     await node.follower._sweep(watch)
-    node.clock.advance(MAX_STALENESS_SECONDS + FORGET_AFTER_SECONDS)
+    node.clock.advance(FORGET_AFTER_SECONDS)
+    await node.follow()
+    await node.follower._sweep(watch)
+    assert len(node.log.server.nodes) == 3, "not still for an hour yet"
+    node.clock.advance(MAX_STALENESS_SECONDS)
     await node.follow()
     await node.follower._sweep(watch)
     assert len(node.log.server.nodes) == 2, "its lease has not been over for an hour yet"
@@ -140,6 +145,7 @@ async def test_sweep_removes_what_has_been_dead_for_long() -> None:
     await node.follower._sweep(watch)
     reading = await node.log.ask_registry(0)
     assert [record.node_id for record in reading.records] == ["node-1"]
+    assert not reading.unreadable
 
 
 async def test_sweep_takes_nothing_that_was_renewed_meanwhile() -> None:

@@ -455,7 +455,7 @@ async def test_registry_is_read_whole(log: RedisLog) -> None:
     reading = await log.ask_registry(0)
     assert (reading.generation, reading.number) == (end.generation, 1)
     assert [(r.node_id, r.region, r.applied) for r in reading.records] == [("node", "eu west", end)]
-    assert reading.unreadable == ("strange",)
+    assert reading.unreadable == {b"strange": b"a record of another version"}
 
 
 # Servers that refuse, forget, or are late -----------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_records_of_another_version_are_unreadable_not_absent(field: bytes, raw:
 def test_reading_of_the_registry() -> None:
     """Generation, last number, and for how long some node has followed it, in seconds."""
     found = reading(row(1))
-    assert (found.generation, found.number, found.followed_seconds, found.unreadable) == (7, 3, 2.5, ())
+    assert (found.generation, found.number, found.followed_seconds, found.unreadable) == (7, 3, 2.5, {})
 
 
 def test_a_record_stands_still_from_its_first_reply_to_the_sending_of_the_last() -> None:

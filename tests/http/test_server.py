@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from cache_node.errors import CacheNodeError, ConfigurationError
+from cache_node.errors import CacheNodeError
 from cache_node.http.protocol import HEAD_BYTES, HEAD_SECONDS
 from cache_node.http.server import HttpServer, address_of, bind
 from tests.waiting import eventually
@@ -94,12 +94,20 @@ class Site:
     """A started server, its application, and clients that are closed with it."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], drain_seconds: float) -> None:
-        self.server = HttpServer(app, bind("127.0.0.1:0"), drain_seconds=drain_seconds)
+        self.server = HttpServer(app, bind("127.0.0.1", 0), drain_seconds=drain_seconds)
         self.clients: list[Client] = []
 
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.server.address.rpartition(":")
+        return host, int(port)
+
+    @property
+    def connections(self) -> int:
+        return len(self.server._state.connections)
+
     async def connect(self, *sent: bytes) -> Client:
-        host, port = self.server.address.split(":")
-        client = Client(*await asyncio.open_connection(host, int(port)))
+        client = Client(*await asyncio.open_connection(*self.address))
         self.clients.append(client)
         for data in sent:
             await client.send(data)
@@ -125,7 +133,7 @@ async def serving(
     finally:
         await asyncio.gather(*(client.close() for client in site.clients))
         await site.server.drain()
-        assert site.server.connections == 0
+        assert site.connections == 0
 
 
 # Answers
@@ -141,7 +149,7 @@ async def test_it_answers_with_a_date_and_without_a_server() -> None:
             assert (status, body) == (200, b"/a")
             assert list(headers) == ["date", "content-length"]
             assert abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time()) < 5
-        assert site.server.connections == 1
+        assert site.connections == 1
 
 
 @on_each_loop
@@ -233,7 +241,7 @@ async def test_a_thousand_half_sent_requests_harm_nobody() -> None:
             for start in range(0, 1000, 100):
                 await asyncio.gather(*(site.connect(GET[: 1 + i % (len(GET) - 1)]) for i in range(start, start + 100)))
             assert await site.get("/b") == b"/b"
-            assert site.server.connections > 900 or time.monotonic() - begun > HEAD_SECONDS
+            assert site.connections > 900 or time.monotonic() - begun > HEAD_SECONDS
             # One that goes on is answered.
             late = await site.connect(GET[:-1])
             await late.send(GET[-1:])
@@ -255,7 +263,7 @@ async def test_a_request_under_way_is_answered_and_then_the_connection_ends() ->
         silent = await site.connect()
         half = await site.connect(GET[:10])
         await eventually(lambda: "/slow" in app.asked, lambda: app.asked)
-        await eventually(lambda: site.server.connections == 4, lambda: site.server.connections)
+        await eventually(lambda: site.connections == 4, lambda: site.connections)
 
         drained = asyncio.ensure_future(site.server.drain())
         for client in (idle, silent, half):
@@ -263,7 +271,7 @@ async def test_a_request_under_way_is_answered_and_then_the_connection_ends() ->
         with pytest.raises(OSError, match=r"Connect|connect"):
             await site.connect()
         assert not drained.done()
-        assert site.server.connections == 1
+        assert site.connections == 1
 
         app.opened.set()
         _status, headers, body = await busy.answer()
@@ -271,7 +279,7 @@ async def test_a_request_under_way_is_answered_and_then_the_connection_ends() ->
         assert await busy.end() == b""
         async with asyncio.timeout(DEADLINE_SECONDS):
             await drained
-        assert site.server.connections == 0
+        assert site.connections == 0
 
 
 @on_each_loop
@@ -299,7 +307,7 @@ async def test_a_request_that_takes_too_long_is_cut_off() -> None:
         await site.server.drain()
         assert 0.1 <= time.monotonic() - begun < 2
         assert (await client.end()).startswith(b"HTTP/1.1 500 "), "the application did not say anything better"
-        await eventually(lambda: site.server.connections == 0, lambda: site.server.connections)
+        await eventually(lambda: site.connections == 0, lambda: site.connections)
 
 
 @on_each_loop
@@ -307,14 +315,14 @@ async def test_the_port_is_free_as_soon_as_it_is_drained() -> None:
     async with serving(Gate()) as site:
         await site.get("/a")
         await site.server.drain()
-        again = bind(site.server.address)
+        again = bind(*site.address)
         assert address_of(again) == site.server.address
         again.close()
 
 
 @on_each_loop
 async def test_one_that_never_started_closes_its_socket() -> None:
-    sock = bind("127.0.0.1:0")
+    sock = bind("127.0.0.1", 0)
     await HttpServer(Gate(), sock).drain()
     assert sock.fileno() == -1
 
@@ -323,44 +331,36 @@ async def test_one_that_never_started_closes_its_socket() -> None:
 
 
 def test_port_0_picks_a_free_port() -> None:
-    with bind("127.0.0.1:0") as first, bind("127.0.0.1:0") as second:
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", 0) as second:
         assert address_of(first) != address_of(second)
         assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d+", address_of(first))
 
 
 def test_connections_queue_before_the_server_starts() -> None:
-    with bind("127.0.0.1:0") as sock, socket.create_connection(sock.getsockname()) as client:
+    with bind("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname()) as client:
         assert client.getpeername() == sock.getsockname()
 
 
 def test_an_ipv6_address_has_brackets() -> None:
     with contextlib.ExitStack() as stack:
         try:
-            sock = stack.enter_context(bind("[::1]:0"))
+            sock = stack.enter_context(bind("::1", 0))
         except CacheNodeError:
             with pytest.raises(CacheNodeError, match=r"^cannot listen on \[::1\]:0: "):  # a machine without IPv6
-                bind("[::1]:0")
+                bind("::1", 0)
         else:
             assert sock.family == socket.AF_INET6
             assert re.fullmatch(r"\[::1\]:[1-9]\d+", address_of(sock))
 
 
 def test_an_address_in_use_is_named() -> None:
-    with bind("127.0.0.1:0") as first:
+    with bind("127.0.0.1", 0) as first:
         taken = address_of(first)
         with pytest.raises(CacheNodeError, match=f"^cannot listen on {re.escape(taken)}: address already in use$"):
-            bind(taken)
+            bind(*first.getsockname())
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1:80", "host.invalid:80"])
-def test_an_address_that_is_not_ours_is_named(address: str) -> None:
-    with pytest.raises(CacheNodeError, match=f"^cannot listen on {re.escape(address)}: [^\n]+$"):
-        bind(address)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "80", ":80", "localhost", "localhost:", "localhost:http", "localhost:65536", "::1:80", "[::1]", "h:-1"]
-)
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(repr(text))):
-        bind(text)
+@pytest.mark.parametrize("host", ["192.0.2.1", "host.invalid"])
+def test_an_address_that_is_not_ours_is_named(host: str) -> None:
+    with pytest.raises(CacheNodeError, match=f"^cannot listen on {re.escape(host)}:80: [^\n]+$"):
+        bind(host, 80)

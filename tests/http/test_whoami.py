@@ -86,7 +86,7 @@ class Port:
         self.node = node
         self.observed: list[tuple[str, int, str]] = []
         self.whoami = Whoami(node.reader, self, "ory_kratos_session", self._otherwise)
-        self.server = HttpServer(self.whoami, bind("127.0.0.1:0"), drain_seconds=1.0)
+        self.server = HttpServer(self.whoami, bind("127.0.0.1", 0), drain_seconds=1.0)
         self._open: list[Connection] = []
 
     def observe_request(self, tier: str, status: int, detail: str, seconds: float) -> None:
@@ -680,7 +680,7 @@ async def test_a_client_that_goes_away_takes_nothing_with_it(port: Port) -> None
     await gate.arrived()
     assert len(port.whoami.under_way) == 1
     connection.writer.transport.abort()
-    await eventually(lambda: port.server.connections == 0)
+    await eventually(lambda: not port.server._state.connections)
     gate.open()
     await eventually(lambda: not port.whoami.under_way)
 

@@ -15,11 +15,10 @@ from typing import Any, Self
 import aiohttp
 
 from cache_node.app import Node
-from cache_node.config import NodeSettings
 from cache_node.demo.api import COOKIE_NAME
 from cache_node.demo.kratos_server import KratosServer
 from tests.demo.exchanges import Exchange, Headers, exchange
-from tests.waiting import eventually
+from tests.two_nodes import start_two_nodes
 
 PASSWORD = "correct horse battery"
 WHOAMI = "/sessions/whoami"
@@ -124,22 +123,7 @@ class Nodes:
     _stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     async def __aenter__(self) -> Self:
-        secret = secrets.token_urlsafe(48)
-        for name in "ab":
-            given = {
-                "origin_url": self.kratos.public_url,
-                "redis_url": self.redis_url,
-                "secrets": (secret,),
-                "listen": "127.0.0.1:0",
-                "admin_listen": "127.0.0.1:0",
-                "node_id": name,
-            }
-            node = Node(NodeSettings.model_validate(given | self.settings))
-            self.nodes.append(await self._stack.enter_async_context(node))
-        await eventually(
-            lambda: all(node.parts.follower.is_fresh for node in self.nodes),
-            lambda: f"states are {[node.parts.follower.state for node in self.nodes]}",
-        )
+        self.nodes = await start_two_nodes(self._stack, self.redis_url, [self.kratos.public_url] * 2, **self.settings)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

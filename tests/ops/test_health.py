@@ -27,7 +27,7 @@ class Port:
         health = Health(self.node.follower, lambda: self.draining)
         endpoints = {"/alive": health.alive, "/ready": health.ready, "/fresh": health.fresh}
         app = Starlette(routes=[Route(path, ask_, methods=["GET", "HEAD"]) for path, ask_ in endpoints.items()])
-        self.server = HttpServer(app, bind("127.0.0.1:0"), drain_seconds=1.0)
+        self.server = HttpServer(app, bind("127.0.0.1", 0), drain_seconds=1.0)
 
     async def answers(self) -> Answers:
         found = {}
