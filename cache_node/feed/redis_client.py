@@ -54,7 +54,7 @@ async def run_script(client: Redis, script: Script, keys: Sequence[str], args: S
 
 def feed_unavailable(doing: str, exc: BaseException) -> FeedUnavailableError:
     """Translate a library error: its class and first words, never an argument of the command."""
-    # Of an error in a transaction redis-py says first which command it was, arguments included.
-    words = str(exc).rpartition(" of pipeline caused error: ")[2]
+    # Of an error in a transaction redis-py says first which command it was, arguments included, and then a tuple.
+    words = str(exc).rpartition(" of pipeline caused error: ")[2].removeprefix("('").removesuffix("',)")
     text = words.splitlines()[0][:200] if words else ""
     return FeedUnavailableError(f"{doing} failed: {type(exc).__name__}" + (f" ({text})" if text else ""))
