@@ -198,6 +198,9 @@ def test_every_patch_here_can_be_read() -> None:
     """Names a race of the list, or a guarantee, and changes the product."""
     patches = [read_patch(path) for path in FOLDER.glob("*.patch")]
     assert uncovered_races(patches) == []
+    guarantees = read_guarantees((FOLDER.parents[1] / "README.md").read_text())
+    assert guarantees
+    assert uncovered_guarantees(guarantees, patches) == []
 
 
 # What is missing ------------------------------------------------------------------------------------------------------
