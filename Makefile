@@ -32,10 +32,10 @@ demo: $(NODE) ## the tour: embedded Valkey, demo origin, two nodes; ARGS="--once
 
 .PHONY: test
 test: $(DEV) ## all tests that need no toolchain beyond Python
-	@exec $(BIN)/python -m pytest -m "not kratos" $(ARGS)
+	@exec $(BIN)/python -m pytest -m "not kratos and not model" $(ARGS)
 
 .PHONY: test-all
-test-all: $(DEV) ## those and the ones against a real Kratos (needs Go); names what it skipped
+test-all: $(DEV) ## those, a real Kratos (needs Go) and the models (need spin, gcc); names what it skipped
 	@exec $(BIN)/python -m pytest -rs --no-fold-skipped $(ARGS)
 
 .PHONY: check
