@@ -37,6 +37,7 @@ from cache_node.http.server import HttpServer, bind
 from cache_node.http.whoami import Whoami
 from cache_node.ops.admin import admin_app
 from cache_node.ops.components import Components
+from cache_node.ops.log_lines import LineHandler
 from cache_node.ops.metrics import Metrics
 from cache_node.sessions.keys import KeyRing
 from cache_node.sessions.memory_tier import MemoryTier
@@ -227,11 +228,12 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 def serve(settings: NodeSettings) -> int:
     """Run one node until SIGTERM or SIGINT; returns the exit status.  Raises CacheNodeError if it cannot start."""
+    lines = LineHandler(sys.stderr.fileno())
     logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=settings.log_level.upper(), handlers=[lines], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     _allow_all_files()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with contextlib.closing(lines), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
 
 

@@ -21,7 +21,13 @@ import click
 
 from cache_node import Publisher, __version__
 from cache_node.environment import check_admin_token, check_http_url, publisher_settings, read_settings, variable
-from cache_node.errors import CacheNodeError, ConfigurationError, InvalidEventError, MissingExtraError
+from cache_node.errors import (
+    CacheNodeError,
+    ConfigurationError,
+    FeedUnavailableError,
+    InvalidEventError,
+    MissingExtraError,
+)
 from cache_node.feed.events import Event, EventType
 
 NODE_ANSWER_SECONDS = 10.0
@@ -45,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", error.exit_code)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
+    except FeedUnavailableError as error:
+        return _fail(
+            f"{error}; check {variable('redis_url')} and the server, then repeat (an event may be there twice)", 1
+        )
     except CacheNodeError as error:
         return _fail(str(error), 2 if isinstance(error, ConfigurationError) else 1)
     except (KeyboardInterrupt, click.Abort):
@@ -68,6 +78,8 @@ def _without_stdout(status: int) -> int:
 
 def _open_closed_streams() -> None:
     """Started with `>&-` a stream is None, and its number the next socket's."""
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)  # nobody reads it, but the number is taken
     if sys.stdout is None:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if sys.stderr is None:
@@ -155,11 +167,14 @@ class _Node:
     def _refusal(self, status: int, answer: dict[str, Any]) -> Exception:
         errors = answer.get("errors")
         first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else answer
-        said = str(first.get("error", "no reason given"))[:300]
+        said = first.get("error", "no reason given")
+        said = str(said.get("message", "no reason given") if isinstance(said, dict) else said)[:300]
         if status == 400:
             return click.UsageError(said)
         if status == 401:
             said = f"{variable('admin_token')} must be the token of that node"
+        if status == 404:
+            said += "; is that an admin port?"
         if status == 200:
             said = "no JSON object; is that an admin port?"
         return CacheNodeError(f"the node at {self.url} answered {status}: {said}")

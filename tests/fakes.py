@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import random
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -93,13 +94,14 @@ class LogServer:
     nodes: dict[str, str] = field(default_factory=dict)
     available: bool = True
     salt_bits: int = 20
+    dice: random.Random = field(default_factory=random.Random)
 
     def current(self, shown: int) -> Position:
         """Make sure of the generation, as every script does first."""
         self.check()
         if self.stored_replid != self.replid:
             top = self.stream[-1][0].generation if self.stream else 0
-            salt = secrets.randbits(self.salt_bits) + 1
+            salt = self.dice.getrandbits(self.salt_bits) + 1 if self.salt_bits else 1
             self.generation = max(max(self.generation, shown, top) + salt, self.time_us)
             self.stored_replid, self.number, self.followed_us = self.replid, 0, 0
             self.stream = []
@@ -131,7 +133,7 @@ class LogServer:
     def replica(self, *, without_last: int = 0) -> LogServer:
         """A copy that is promoted: it has all but the last entries, and another replication id."""
         promoted = copy.deepcopy(self)
-        promoted.replid = secrets.token_hex(20)
+        promoted.replid, promoted.dice = secrets.token_hex(20), self.dice
         if without_last:
             promoted.stream = promoted.stream[:-without_last]
             promoted.number = promoted.stream[-1][0].number if promoted.stream else 0
@@ -156,6 +158,8 @@ class ScriptedLog:
         self.replay_server: LogServer | None = None
         self.gate: Gate | None = None
         self.reply_gate: Gate | None = None
+        self.reply_error: Exception | None = None
+        """Comes in place of the next replies."""
         self.replay_gate: Gate | None = None
         self.page_entries = PAGE_ENTRIES
 
@@ -179,6 +183,8 @@ class ScriptedLog:
         nodes = len(server.nodes)
         if self.reply_gate is not None:
             await self.reply_gate.passed()
+        if self.reply_error is not None:
+            raise self.reply_error
         return Confirmation(end, page, nodes, server.time_us, was_lost)
 
     async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:

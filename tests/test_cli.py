@@ -13,9 +13,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -530,7 +532,7 @@ def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
 
 def test_closed_streams_are_no_defect() -> None:
     """A socket must not get their numbers, either."""
-    for closed in (">&-", "2>&-", ">&- 2>&-"):
+    for closed in (">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"):
         command = [sys.executable, "-W", "error", "-m", "cache_node.cli", "--version"]
         shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
         ran = subprocess.run(shell, capture_output=True, timeout=30, check=False)
@@ -540,6 +542,19 @@ def test_closed_streams_are_no_defect() -> None:
 def test_a_full_disk_keeps_no_node_from_serving(run: Command) -> None:
     with open("/dev/full", "w") as full, node(stdout=full) as (serving, admin_url):
         assert run("status", "--admin", admin_url).status == 0
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(30) == 0
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(run: Command) -> None:
+    """A pipe holds 64 KiB; a collector that stalls must not stop the node, nor its end."""
+    with node() as (serving, admin_url):
+        for _ in range(40):
+            body = json.dumps([{"type": "session.revoked", "session_id": f"{n:0100}"} for n in range(100)])
+            connection = HTTPConnection(urlsplit(admin_url).netloc, timeout=10)
+            with contextlib.closing(connection):
+                connection.request("POST", "/invalidations", body)
+                assert connection.getresponse().status == 200
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(30) == 0
 

@@ -75,6 +75,8 @@ class Event(NamedTuple):
             raise InvalidEventError(f"{event_type.value} needs session_id")
         if event_type.names_identity and identity is None:
             raise InvalidEventError(f"{event_type.value} needs identity_id")
+        if event_type is EventType.FLUSH and (session is not None or identity is not None):
+            raise InvalidEventError("flush voids everything and takes no id")
         return cls(event_type, session, identity)
 
 

@@ -124,9 +124,11 @@ class Fence:
         )
 
     def is_gone(self, session_id: str, identity_id: str) -> bool:
-        """Whether the newest event that names the session revoked it, or its identity was deleted: the origin will
-        refuse it.  False once that is forgotten."""
-        return session_id in self._gone or identity_id in self._gone
+        """Whether the newest event that names the session or its identity revoked the one, or deleted the other: the
+        origin will refuse it.  False once that is forgotten."""
+        if identity_id in self._gone:
+            return True
+        return session_id in self._gone and self._sessions[session_id] >= self._identities.get(identity_id, 0)
 
     def has_applied(self, wanted: Position) -> bool:
         """Whether everything up to `wanted` is applied; False for another generation, which cannot be compared."""

@@ -113,6 +113,8 @@ class Follower:
                 applied, self._newest_generation, self._membership.field_name, record, followed_us
             )
         except FeedUnavailableError:
+            # That the registry was lost is said once, and it may have been in the reply that did not come.
+            self._followed_since = self._clock.steady()
             self.counts["failures"] += 1
             raise
         finally:

@@ -6,6 +6,7 @@ publish across a stall of 1.2 s into two events.  Who may repeat a call does so 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from redis.exceptions import NoScriptError, RedisError
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed.scripts import Script
 
+_TUPLE_OF_ONE = re.compile(r"""\((['"])(.*)\1,\)""", re.DOTALL)
 REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 """What a call can raise when the server is away, slow, refuses, or answers nonsense."""
 
@@ -55,6 +57,8 @@ async def run_script(client: Redis, script: Script, keys: Sequence[str], args: S
 def feed_unavailable(doing: str, exc: BaseException) -> FeedUnavailableError:
     """Translate a library error: its class and first words, never an argument of the command."""
     # Of an error in a transaction redis-py says first which command it was, arguments included, and then a tuple.
-    words = str(exc).rpartition(" of pipeline caused error: ")[2].removeprefix("('").removesuffix("',)")
+    words = str(exc).rpartition(" of pipeline caused error: ")[2]
+    tuple_of_one = _TUPLE_OF_ONE.fullmatch(words)
+    words = tuple_of_one[2] if tuple_of_one else words
     text = words.splitlines()[0][:200] if words else ""
     return FeedUnavailableError(f"{doing} failed: {type(exc).__name__}" + (f" ({text})" if text else ""))

@@ -59,9 +59,11 @@ class Record:
             node_id, _incarnation = field_name.decode().rsplit(" ", 1)
             generation, number, staleness_us, _count, region = raw.decode().split(" ", 4)
             applied = Position(int(generation), int(number))
-            return cls(field_name, raw, node_id, region, applied, int(staleness_us) / 1e6)
-        except ValueError:
+            max_staleness = int(staleness_us) / 1e6
+        except (ValueError, OverflowError):
             return None
+        is_plausible = 0 < max_staleness <= FORGET_AFTER_SECONDS
+        return cls(field_name, raw, node_id, region, applied, max_staleness) if is_plausible else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class RegistryWatch:
 
     def __init__(self) -> None:
         self._seen: dict[bytes, tuple[bytes, float]] = {}
+        self.longest_lease_seconds = 0.0
+        """Of the records in the last reading."""
 
     def observe(self, reading: RegistryReading, sent: float, received: float) -> dict[bytes, float]:
         """Seconds for which each record is known to have stood still when the reading was *sent*, by field.
@@ -115,4 +119,5 @@ class RegistryWatch:
             seen[name] = (raw, since)
             still[name] = max(0.0, sent - since)
         self._seen = seen
+        self.longest_lease_seconds = max((record.max_staleness_seconds for record in reading.records), default=0.0)
         return still

@@ -111,8 +111,13 @@ class HttpServer:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
         self._date_timer = loop.call_later(1.0, self._renew_date, loop)
 
-    async def _let_finish(self) -> None:
+    async def _let_finish(self, *, cut_off: bool = False) -> None:
+        cancelled: set[asyncio.Task[None]] = set()
         while self._state.connections or self._state.tasks:
+            # Once each, or what it says instead would be cut off too; a pipelined request begins when another ends.
+            for task in (set(self._state.tasks) - cancelled) if cut_off else ():
+                task.cancel()
+                cancelled.add(task)
             for connection in list(self._state.connections):
                 connection.shutdown()  # at once, or behind the answer that is due; new requests may still come in
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
@@ -122,14 +127,15 @@ class HttpServer:
         _log.warning(
             "cut off %d requests that were under way for %g s after the end began", len(tasks), self._drain_seconds
         )
-        for task in tasks:
-            task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORD_SECONDS):
-                await self._let_finish()
+                await self._let_finish(cut_off=True)
         for connection in list(self._state.connections):
             connection.transport.abort()
-        await asyncio.gather(*self._state.tasks, return_exceptions=True)
+        if self._state.tasks:
+            for task in self._state.tasks:
+                task.cancel()
+            await asyncio.wait(self._state.tasks, timeout=_LAST_WORD_SECONDS)
 
 
 def _config(app: Callable[..., Awaitable[None]]) -> Config:

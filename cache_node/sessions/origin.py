@@ -30,6 +30,7 @@ from yarl import URL
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
+from cache_node.sessions.complaints import Complaints
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
 
@@ -95,6 +96,7 @@ class Origin:
         self._ready_path = ready_path
         self._session: aiohttp.ClientSession | None = None
         self._is_failing = False
+        self._complaints = Complaints(logger, clock)
         self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
         """Called after each request with its status or cause of failure, and how long it took."""
         self.counts: Counter[str] = Counter()
@@ -169,6 +171,9 @@ class Origin:
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin could not be believed within {limit:g} s") from None
         self.counts["unbelieved"] += 1
+        self._complaints.say(
+            "401", f"origin {self._base}: 401 while {self._ready_path} is not 200; 503 for whom no entry answers"
+        )
         raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
 
     async def _ask_in_turn(
@@ -183,15 +188,18 @@ class Origin:
         try:
             answer = await self._request(method, target, headers, body, self._timeout)
             outcome = str(answer.status)
+            if answer.status == 404 or answer.is_failure:
+                hint = "is that Kratos' public URL?" if answer.status == 404 else "passed on where no entry answers"
+                self._complaints.say(outcome, f"origin {self._base}: {outcome}; {hint}")
             if self._is_failing:
                 self._is_failing = False
-                logger.info("origin: answering again")
+                logger.info("origin %s: answering again", self._base)
             return answer
         except OriginUnavailableError as exc:
             outcome = exc.cause
             if not self._is_failing:
                 self._is_failing = True
-                logger.warning("origin: %s; 503 for credentials that no entry answers", exc)
+                logger.warning("origin %s: %s; 503 for credentials that no entry answers", self._base, exc)
             raise
         finally:
             self.observe(outcome, self._clock.steady() - begun)
@@ -226,6 +234,8 @@ class Origin:
                 ) as response,
             ):
                 answer_body = await _read_bounded(response)
+                if not answer_body:
+                    response.close()  # an origin that sends a body all the same must not have it taken for an answer
                 kept = _kept(response.raw_headers, with_length=method == "HEAD")
                 _check_sendable(response.status, kept, headers)
                 return OriginAnswer(response.status, kept, answer_body, fetched_at)

@@ -12,6 +12,7 @@ to Redis is written behind that, which is safe, because every reader of it asks 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from cache_node.feed.fence import Fence
 from cache_node.feed.lease import Lease
 from cache_node.feed.position import Position
 from cache_node.sessions.answer import Answer, Tier, Wants
+from cache_node.sessions.complaints import Complaints
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Entry, Headers, credential_ends_at, is_session, read_session
 from cache_node.sessions.flight import Flight, Flights
@@ -28,6 +30,8 @@ from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.memory_tier import MemoryTier, Refusal
 from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.ports import SessionOrigin, SharedTier
+
+logger = logging.getLogger(__name__)
 
 REFUSAL_SECONDS = 5.0
 """How long a believed 401 is given again without asking."""
@@ -103,6 +107,7 @@ class Reader:
         self._flights: Flights[Outcome] = Flights()
         self._anonymous_flights: Flights[OriginAnswer] = Flights()
         self._anonymous: Refusal | None = None
+        self._complaints = Complaints(logger, clock)
         self.counts: Counter[str] = Counter()
         """`rejected_fills` (by the fence or for want of a lease), `missed_events`, `shared_again`."""
 
@@ -165,8 +170,8 @@ class Reader:
             anonymous=anonymous,
             is_expected=lambda: credential is not None and name is not None and self._is_over(name, credential),
         )
-        if method == "GET" and answer.header(b"content-encoding") is None:
-            _check_session(answer)
+        if method == "GET":
+            self._check_session(answer)
         return Answer(answer.status, answer.headers, answer.body, "bypass", detail)
 
     # 3: the memory tier ---------------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ class Reader:
                 on_begin=begin_read,
                 is_expected=lambda: self._is_over(keys[0].name, credential),
             )
-            _check_session(answer)
+            self._check_session(answer)
         except OriginUnavailableError as exc:
             return await self._without_origin(keys, OriginFailed(exc))
         if answer.is_failure:
@@ -248,8 +253,11 @@ class Reader:
         return entry
 
     async def _without_origin(self, keys: tuple[Key, ...], outcome: Outcome) -> Outcome:
-        """The origin failed: an admitted entry answers, if there is one in either tier."""
-        if self._admitted(keys[0].name) is None:
+        """The origin failed: an admitted entry answers, if there is one in either tier.
+
+        Not in Redis where the origin has refused: what could not be taken away from there would come back.
+        """
+        if self._admitted(keys[0].name) is None and self._memory.get_refusal(keys[0].name) is None:
             await self._look_in_redis(keys)
         return outcome
 
@@ -327,13 +335,23 @@ class Reader:
     async def _fill_anonymous(self, flight: Flight[OriginAnswer]) -> OriginAnswer:
         flight.begin_read()
         answer = await self._origin.read_anonymous()
-        _check_session(answer)
+        self._check_session(answer)
         # Strangers share it, and nobody's cookie is for another.
         answer = replace(answer, headers=tuple(line for line in answer.headers if line[0] != b"set-cookie"))
         if answer.status == 401:
             until = self._clock.steady() + ANONYMOUS_SECONDS
             self._anonymous = Refusal(answer.body, _replayed(answer.headers), answer.fetched_at, until, None)
         return answer
+
+    def _check_session(self, answer: OriginAnswer) -> None:
+        """Raises OriginUnavailableError for a 2xx that is none: an error page of something in between logs nobody in.
+
+        What somebody has compressed is not looked into.
+        """
+        is_plain = answer.header(b"content-encoding") in (None, b"identity")
+        if 200 <= answer.status < 300 and is_plain and not is_session(answer.body):
+            self._complaints.say("no session", f"origin: {answer.status} with what is no session; it counts as failed")
+            raise OriginUnavailableError("garbage", f"the origin answered {answer.status} with what is no session")
 
     # What a waiter may have -----------------------------------------------------------------------------------------
 
@@ -385,12 +403,6 @@ class Reader:
     def _from_origin(self, answer: OriginAnswer, detail: str) -> Answer:
         age = max(0.0, self._clock.wall() - answer.fetched_at)
         return Answer(answer.status, answer.headers, answer.body, "origin", detail, age)
-
-
-def _check_session(answer: OriginAnswer) -> None:
-    """Raises OriginUnavailableError for a 2xx that is none: an error page of something in between logs nobody in."""
-    if 200 <= answer.status < 300 and not is_session(answer.body):
-        raise OriginUnavailableError("garbage", f"the origin answered {answer.status} with what is no session")
 
 
 def _replayed(headers: Headers) -> Headers:

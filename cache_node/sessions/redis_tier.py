@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -27,6 +28,8 @@ MAX_KEYS_A_READ = 128
 """10,000 keys in one command would hold the server for 9 ms."""
 MAX_CONNECTIONS = 8
 MAX_PENDING_WRITES = 1024
+MAX_KEYS_A_WRITE = 128
+MAX_BYTES_A_WRITE = 4 * 1024 * 1024
 
 
 class RedisTier:
@@ -44,6 +47,7 @@ class RedisTier:
         self._writes: dict[Key, Entry | None] = {}
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
+        self._is_writing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
         """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`."""
@@ -55,7 +59,6 @@ class RedisTier:
 
     async def settle(self) -> None:
         """Wait until what was put before is written, or given up."""
-        await asyncio.sleep(0)  # writes are sent at the end of the turn in which they were put
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_SECONDS)
 
@@ -74,7 +77,7 @@ class RedisTier:
         return None
 
     def put(self, key: Key, entry: Entry) -> None:
-        """Keep the entry; written behind, at the end of this turn of the loop, or dropped if Redis is away."""
+        """Keep the entry; written behind, from the end of this turn of the loop on, or dropped if Redis is away."""
         self._write(key, entry)
 
     def discard(self, key: Key) -> None:
@@ -108,42 +111,57 @@ class RedisTier:
                     future.set_result(None)
 
     def _write(self, key: Key, entry: Entry | None) -> None:
-        size = _size_of(entry)
-        has_room = size == 0 or self._pending_bytes == 0 or self._pending_bytes + size <= self._max_pending_bytes
-        if len(self._writes) >= MAX_PENDING_WRITES or not has_room:
+        size = _size_of(entry) - _size_of(self._writes.get(key))
+        is_too_much = size > 0 and self._pending_bytes > 0 and self._pending_bytes + size > self._max_pending_bytes
+        if is_too_much or (len(self._writes) >= MAX_PENDING_WRITES and key not in self._writes):
             self.counts["dropped_writes"] += 1
             return
-        if not self._writes:
-            asyncio.get_running_loop().call_soon(self._send_writes)
-        self._pending_bytes += size - _size_of(self._writes.get(key))
+        self._pending_bytes += size
         self._writes[key] = entry
+        if not self._is_writing:
+            self._is_writing = True
+            self._spawn(self._write_all())
 
-    def _send_writes(self) -> None:
-        writes, self._writes = self._writes, {}
-        if len(self._tasks) >= MAX_PENDING_WRITES:
-            self._written(writes, "dropped_writes")
-            return
-        self._spawn(self._write_batch(writes))
-
-    async def _write_batch(self, writes: dict[Key, Entry | None]) -> None:
-        async def send() -> list[Any]:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for key, entry in writes.items():
-                    name = self._names.entry(key.name)
-                    # Sealed here, when it has a connection: what waits is no second copy of the memory tier's.
-                    _ = pipe.unlink(name) if entry is None else pipe.set(name, seal(key, entry), px=self._lifetime_ms)
-                replies: list[Any] = await pipe.execute()
-                return replies
-
-        done = None
+    async def _write_all(self) -> None:
+        """One batch after the other, so that what was put first never comes last; until one fails, and all with it."""
         try:
-            done = await self._call(send)
+            while self._writes:
+                batch = self._next_batch()
+                is_written = False
+                try:
+                    is_written = await self._call(partial(self._send, batch)) is not None
+                finally:
+                    self._forget(batch, "writes" if is_written else "dropped_writes")
+                    if not is_written:
+                        self._forget(self._writes, "dropped_writes")
+                        self._writes = {}
         finally:
-            self._written(writes, "dropped_writes" if done is None else "writes")
+            self._is_writing = False
 
-    def _written(self, writes: dict[Key, Entry | None], count: str) -> None:
+    def _next_batch(self) -> dict[Key, Entry | None]:
+        batch: dict[Key, Entry | None] = {}
+        size = 0
+        for key, entry in self._writes.items():
+            size += _size_of(entry)
+            if batch and (len(batch) == MAX_KEYS_A_WRITE or size > MAX_BYTES_A_WRITE):
+                break
+            batch[key] = entry
+        for key in batch:
+            del self._writes[key]
+        return batch
+
+    def _forget(self, writes: dict[Key, Entry | None], count: str) -> None:
         self.counts[count] += len(writes)
         self._pending_bytes -= sum(map(_size_of, writes.values()))
+
+    async def _send(self, batch: dict[Key, Entry | None]) -> list[Any]:
+        async with self._client.pipeline(transaction=False) as pipe:
+            for key, entry in batch.items():
+                name = self._names.entry(key.name)
+                # Sealed here, when it has a connection: what waits is no second copy of the memory tier's.
+                _ = pipe.unlink(name) if entry is None else pipe.set(name, seal(key, entry), px=self._lifetime_ms)
+            replies: list[Any] = await pipe.execute()
+            return replies
 
     async def _call(self, send: Callable[[], Awaitable[Any]]) -> Any:
         """The reply, or None.  Repeated once, on a new connection, if the old one turned out to be broken.

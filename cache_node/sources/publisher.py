@@ -57,7 +57,8 @@ class AsyncPublisher:
         )
         self._source = source or f"publisher@{socket.gethostname()}"[:64]
         # An attempt's second must not run while it waits: of 20,000 publishes at once 19,949 failed, and none does now.
-        self._turns = asyncio.Semaphore(CONNECTIONS)
+        # One connection is the registry's, for receipts.
+        self._turns = asyncio.Semaphore(CONNECTIONS - 1)
         self._poll = RegistryPoll(self._log)
         self._watch = RegistryWatch()
 

@@ -72,7 +72,7 @@ class ReceiptWait:
     def __init__(self, position: Position, acknowledged_at: float, max_staleness_seconds: float, watch: RegistryWatch):
         self._position = position
         self._acknowledged_at = acknowledged_at
-        self._longest_lease = max_staleness_seconds
+        self._longest_lease = max(max_staleness_seconds, watch.longest_lease_seconds)
         self._watch = watch
         self.nodes: tuple[ReceiptNode, ...] = ()
 
@@ -125,13 +125,15 @@ class RegistryPoll:
         self._log = log
         self._waiting = 0
         self._hurry = asyncio.Event()
+        self._is_closed = False
         self._next: asyncio.Future[tuple[RegistryReading | None, float, float]] | None = None
         self._task: asyncio.Task[None] | None = None
         self.newest_generation = 0
         """Shown to the server, so that it begins no lower one."""
 
     def close(self) -> None:
-        """Give up the reading under way."""
+        """Give up the reading under way; there will be none any more."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
 
@@ -141,6 +143,8 @@ class RegistryPoll:
 
     async def next(self) -> tuple[RegistryReading | None, float, float]:
         """The next reading with the monotonic times of its sending and its coming; None if it could not be had."""
+        if self._is_closed:
+            raise FeedUnavailableError("the publisher was closed while a receipt was waited for")
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         self._waiting += 1

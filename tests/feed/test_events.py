@@ -20,8 +20,9 @@ ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambd
 @st.composite
 def checked_events(draw: st.DrawFn) -> Event:
     event_type = draw(st.sampled_from(EventType))
-    session = draw(ids if event_type.names_session else st.none() | ids)
-    identity = draw(ids if event_type.names_identity else st.none() | ids)
+    takes_ids = event_type is not EventType.FLUSH
+    session = draw(ids if event_type.names_session else st.none() | ids) if takes_ids else None
+    identity = draw(ids if event_type.names_identity else st.none() | ids) if takes_ids else None
     return Event.checked(event_type, session, identity)
 
 

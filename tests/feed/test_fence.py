@@ -541,6 +541,10 @@ def test_what_is_gone_is_known_until_it_is_forgotten() -> None:
     assert not fence.is_gone("s", "i")
     fence.add(4, [Event(EventType.IDENTITY_DELETED, None, "i")])
     assert fence.is_gone("s", "i")
+    fence.add(5, [Event(EventType.SESSION_REVOKED, "t")])
+    assert fence.is_gone("t", "j")
+    fence.add(6, [Event(EventType.IDENTITY_CHANGED, None, "j")])
+    assert not fence.is_gone("t", "j"), "all sessions of it answer differently now"
     clock.advance(40.0)
     fence.forget_old()
     assert not fence.is_gone("s", "i")

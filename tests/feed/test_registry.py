@@ -52,6 +52,10 @@ def test_two_processes_of_one_node_id_do_not_hide_each_other() -> None:
         (b"node a1", b"\xff 3 2000000 1 default"),
         (b"\xff a1", b"7 3 2000000 1 default"),
         (b"node a1", b'{"version": 2}'),
+        (b"node a1", b"7 3 0 1 default"),
+        (b"node a1", b"7 3 -2000000 1 default"),
+        (b"node a1", b"7 3 3600000001 1 default"),
+        (b"node a1", b"7 3 " + b"9" * 400 + b" 1 default"),
     ],
 )
 def test_records_of_another_version_are_unreadable_not_absent(field: bytes, raw: bytes) -> None:

@@ -632,6 +632,20 @@ async def test_what_is_passed_on_compressed_is_not_judged(port: Port) -> None:
     assert (answer.status, answer.body) == (200, b"\x1f\x8b\x08")
 
 
+async def test_pipelined_reads_that_outlast_the_drain(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+    """Each gets its answer, though it begins when the one before it has been cut off."""
+    gate = port.node.origin.gate = Gate()
+    connection = await port.connect()
+    for _ in range(4):
+        connection.send(TOKEN)
+    await gate.arrived()
+    await port.server.drain(within_seconds=0.0)
+    answers = [await connection.receive() for _ in range(4)]
+
+    assert [(answer.status, answer.why) for answer in answers] == [(503, "fwd=miss; detail=timeout")] * 4
+    assert [record.levelname for record in caplog.records] == ["WARNING"], caplog.text
+
+
 async def test_a_read_that_outlasts_the_drain(port: Port, caplog: pytest.LogCaptureFixture) -> None:
     """The node ends, and says so to whom it cannot answer any more: 503, and no traceback."""
     port.node.origin.gate = Gate()

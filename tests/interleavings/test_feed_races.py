@@ -13,6 +13,7 @@ from typing import overload
 
 import pytest
 
+from cache_node.errors import FeedUnavailableError
 from cache_node.feed.events import Event, EventType, FeedEntry
 from cache_node.feed.follower import DRIFT, FeedState
 from cache_node.feed.log import PAGE_ENTRIES
@@ -767,6 +768,24 @@ async def test_lost_registry_makes_the_generation_young_again() -> None:
         await s.node.follower.confirm()
         assert s.server.followed_us == seconds * 1_000_000
         s.clock.advance(1.0)
+
+
+async def test_lost_registry_whose_reply_was_lost_too() -> None:
+    """It is said once, to one node: who did not hear it must not vouch for the others as if nothing had been."""
+    s = await scene()
+    s.clock.advance(1000.0)
+    await s.node.follow()
+    s.server.nodes.clear()
+    s.node.log.reply_gate = Gate()
+    confirming = asyncio.create_task(s.node.follower.confirm())
+    await s.node.log.reply_gate.arrived()
+    s.node.log.reply_error = FeedUnavailableError("the reply was lost")
+    s.node.log.reply_gate.open()
+    with pytest.raises(FeedUnavailableError):
+        await confirming
+    s.node.log.reply_gate = s.node.log.reply_error = None
+    await s.node.follower.confirm()
+    assert s.server.followed_us == 0
 
 
 # A new node, and its replay backwards --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from cache_node.errors import OriginUnavailableError
 from cache_node.feed.events import Event, EventType
 from cache_node.sessions.answer import Wants
 from cache_node.sessions.credential import Credential
@@ -285,6 +286,24 @@ async def test_an_entry_outlives_the_refusal_of_another_credential() -> None:
 
     assert version_of(await node.read("token")) == 0
     assert (await node.read("made-up")).tier == "negative"
+
+
+async def test_what_could_not_be_taken_away_from_redis_does_not_come_back_in_an_outage() -> None:
+    """Nor after it: the refusal stays the newest word of the origin."""
+    node = await following_node()
+    await node.read("token")
+    stored = dict(node.redis.stored)
+    node.origin.sessions[b"token"].valid = False
+    assert (await node.read("token", NO_CACHE)).status == 401
+    node.redis.stored.update(stored)  # the discard was lost
+    node.clock.advance(REFUSAL_SECONDS + 1.0)
+    await node.follow()
+    node.origin.down = True
+    with pytest.raises(OriginUnavailableError):
+        await node.read("token")
+    node.origin.down = False
+
+    assert (await node.read("token")).status == 401
 
 
 async def test_what_could_not_be_taken_away_from_redis_does_not_come_back() -> None:

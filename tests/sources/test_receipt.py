@@ -234,7 +234,13 @@ class ScriptedRegistry:
         return answer
 
 
-async def receipt(registry: ScriptedRegistry, *, staleness: float = MAX_STALENESS, seconds: float = 5.0) -> Receipt:
+async def receipt(
+    registry: ScriptedRegistry,
+    *,
+    staleness: float = MAX_STALENESS,
+    seconds: float = 5.0,
+    watch: RegistryWatch | None = None,
+) -> Receipt:
     now = time.monotonic()
     return await wait_for_receipt(
         RegistryPoll(registry),
@@ -243,7 +249,7 @@ async def receipt(registry: ScriptedRegistry, *, staleness: float = MAX_STALENES
         acknowledged_at=now,
         max_staleness_seconds=staleness,
         timeout_seconds=seconds,
-        watch=RegistryWatch(),
+        watch=watch or RegistryWatch(),
     )
 
 
@@ -280,6 +286,25 @@ async def test_nobody_is_pending_when_the_leases_have_run_out_without_a_registry
     got = await receipt(registry, staleness=0.2)
     assert got.dead_everywhere
     assert {node.node_id: node.state for node in got.nodes} == {"one": "lease_expired", "two": "applied"}
+
+
+async def test_the_longest_lease_that_was_seen_last_counts_without_a_reading() -> None:
+    """A publisher that was told less than the nodes have, and loses the registry right behind the acknowledgement."""
+    watch = RegistryWatch()
+    watch.observe(reading({"one": row(4, staleness=60.0)}), 0.0, 0.0)
+    got = await receipt(ScriptedRegistry(FeedUnavailableError("away")), staleness=0.05, seconds=0.1, watch=watch)
+    assert not got.dead_everywhere
+
+
+async def test_a_closed_poll_reads_no_more() -> None:
+    """Nobody would close the connection that it would open."""
+    registry = ScriptedRegistry(reading({"one": row(4)}))
+    poll = RegistryPoll(registry)
+    waiting = asyncio.create_task(poll.next())
+    await waiting
+    poll.close()
+    with pytest.raises(FeedUnavailableError, match="closed"):
+        await poll.next()
 
 
 async def test_leases_run_out_while_the_registry_says_nothing() -> None:
