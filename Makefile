@@ -27,7 +27,7 @@ help: ## list the targets
 install: $(NODE) ## make .venv with .venv/bin/cache-node, and nothing else
 
 .PHONY: demo
-demo: $(NODE) ## the tour: embedded Valkey, demo origin, two nodes; ARGS="--once --json"
+demo: $(if $(findstring kratos,$(ARGS)),$(DEV),$(NODE)) ## the tour: embedded Valkey, demo origin, two nodes; ARGS="--once --json"
 	@exec $(BIN)/cache-node demo $(ARGS)
 
 .PHONY: test
@@ -43,6 +43,10 @@ check: $(DEV) ## lint, format, types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+.PHONY: model
+model: $(DEV) ## random histories of nodes, readers, faults, judged against the truth; ARGS="--steps N --seed S"
+	@exec $(BIN)/python -m tests.histories $(ARGS)
 
 .PHONY: guards
 guards: $(DEV) ## remove each guard of the consistency core in turn: its test must fail

@@ -1,0 +1,52 @@
+"""`python -m tests.histories [--steps N] [--seed S]`: random histories until so many steps are done, or one fails."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.histories.machine import TOTALS, Histories
+
+STEPS_A_HISTORY = 80
+HISTORIES_A_ROUND = 40
+
+
+def run(steps: int, first_seed: int, *, shows_progress: bool = False) -> None:
+    """Rounds of histories, each from its seed; raises what the shortest history that breaks a promise raises."""
+    began, done, round_ = time.monotonic(), TOTALS["steps"], first_seed
+    chosen = settings(
+        max_examples=HISTORIES_A_ROUND,
+        stateful_step_count=STEPS_A_HISTORY,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    while TOTALS["steps"] - done < steps:
+        run_state_machine_as_test(seed(round_)(Histories), settings=chosen)
+        if shows_progress:
+            so_far = TOTALS["steps"] - done
+            print(f"seed {round_}: {so_far} steps in {time.monotonic() - began:.0f} s", flush=True)
+        round_ += 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.histories", description=__doc__)
+    parser.add_argument("--steps", type=int, default=10_000, help="how many at least (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round, then the next ones (default: 0)")
+    options = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)  # a fault a line, hundreds a second
+    run(options.steps, options.seed, shows_progress=True)
+    print(f"{TOTALS['steps']} steps, no promise broken; what happened: {dict(TOTALS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The world as a hypothesis state machine: each rule is one thing that may happen, after which all is judged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tests.histories.world import Demand, Fault, Kind, World
+
+nodes = st.sampled_from([0, 1])
+servers = st.sampled_from([0, 1])
+few = st.sampled_from([0, 1, 2])
+now_and_then = st.sampled_from([False, False, False, False, True])
+
+CLIMATES: tuple[tuple[Fault, ...], ...] = (
+    (),
+    (),
+    (Fault.TRIM, Fault.CUT),
+    (Fault.FLUSHALL, Fault.RESTART_EMPTY, Fault.CLOCK_BACK),
+    (Fault.REPLICATE, Fault.PROMOTE, Fault.FAIL_BACK),
+    tuple(Fault),
+)
+
+TOTALS: Counter[str] = Counter()
+"""What has happened in all histories of this process, so that a run can show that something did."""
+
+
+class Histories(RuleBasedStateMachine):
+    """One history.  Some rules are compounds of others: they lead somewhere in few steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._do(self._begin)
+
+    def _do(self, action: Callable[[], Awaitable[None] | None]) -> None:
+        """Do it, and let everybody come to a stand."""
+
+        async def step() -> None:
+            doing = action()
+            if doing is not None:
+                await doing
+            await self.world.settle()
+
+        TOTALS["steps"] += 1
+        self._runner.run(step())
+
+    def _begin(self) -> None:
+        self.world = World()
+        self.faults: tuple[Fault, ...] = ()
+
+    @initialize(faults=st.sampled_from(CLIMATES), is_small=st.sampled_from([True, True, False]))
+    def begin(self, faults: tuple[Fault, ...], is_small: bool) -> None:
+        """Two nodes that follow; a climate keeps histories from being nothing but ruins."""
+        self.faults = faults
+
+        async def start() -> None:
+            await self.world.replace(1, in_order=True, is_small=is_small)
+            for node in (0, 1):
+                await self.world.follow(node, 0)
+
+        self._do(start)
+
+    def teardown(self) -> None:
+        """What is left in the caches of a history shows once the faults are over and old events are forgotten."""
+
+        async def epilogue() -> None:
+            world = self.world
+            await world.let_all_go_on()
+            world.origin.down = world.is_redis_away = False
+            for seconds in (0.5, 6.0):
+                await world.live(seconds, world.primary, is_asked=True)
+                for node in (0, 1):
+                    world.request(node, Demand.PLAIN)
+                    await world.settle()
+                    await world.let_all_go_on()
+
+        try:
+            self._do(epilogue)
+        finally:
+            self._do(self.world.end)
+        self._runner.close()
+        TOTALS.update(self.world.counts)
+
+    # The session ------------------------------------------------------------------------------------------------------
+
+    @rule(kind=st.sampled_from(Kind))
+    def commit(self, kind: Kind) -> None:
+        self._do(lambda: self.world.commit(kind))
+
+    @precondition(lambda self: self.world.unpublished)
+    @rule(which=few, others=few, server=servers)
+    def publish(self, which: int, others: int, server: int) -> None:
+        self._do(lambda: self.world.publish(which, others, server))
+
+    @rule(which=st.integers(0, 39), server=servers)
+    def publish_noise(self, which: int, server: int) -> None:
+        self._do(lambda: self.world.publish_noise(which, server))
+
+    @precondition(lambda self: self.world.changes)
+    @rule(server=servers)
+    def ask_for_receipts(self, server: int) -> None:
+        self._do(lambda: self.world.ask_for_receipts(server))
+
+    @rule(kind=st.sampled_from(Kind), server=servers)
+    def commit_and_publish(self, kind: Kind, server: int) -> None:
+        async def change() -> None:
+            self.world.commit(kind)
+            await self.world.publish(-1, 0, server)
+
+        self._do(change)
+
+    # Nodes ------------------------------------------------------------------------------------------------------------
+
+    @rule(node=nodes, demand=st.sampled_from([*[Demand.PLAIN] * 6, *Demand]))
+    def request(self, node: int, demand: Demand) -> None:
+        self._do(lambda: self.world.request(node, demand))
+
+    @rule(node=nodes)
+    def request_and_wait(self, node: int) -> None:
+        async def ask() -> None:
+            self.world.request(node, Demand.PLAIN)
+            await self.world.settle()
+            await self.world.let_all_go_on()
+
+        self._do(ask)
+
+    @rule(node=nodes, server=servers)
+    def confirm(self, node: int, server: int) -> None:
+        self._do(lambda: self.world.confirm(node, server))
+
+    @rule(node=nodes, server=servers)
+    def follow(self, node: int, server: int) -> None:
+        self._do(lambda: self.world.follow(node, server))
+
+    @rule(node=nodes, server=servers, skipped=few)
+    def wake_up(self, node: int, server: int, skipped: int) -> None:
+        self._do(lambda: self.world.wake_up(node, server, skipped))
+
+    @rule(node=nodes, server=servers)
+    def replay(self, node: int, server: int) -> None:
+        self._do(lambda: self.world.replay(node, server))
+
+    @rule(node=nodes, in_order=st.booleans(), is_small=st.booleans())
+    def replace(self, node: int, in_order: bool, is_small: bool) -> None:
+        self._do(lambda: self.world.replace(node, in_order=in_order, is_small=is_small))
+
+    @precondition(lambda self: self.world.stops.waiting)
+    @rule(which=st.integers(0, 7), is_lost=now_and_then)
+    def go_on(self, which: int, is_lost: bool) -> None:
+        self._do(lambda: self.world.go_on(which, is_lost=is_lost))
+
+    @precondition(lambda self: len(self.world.stops.waiting) > 1)
+    @rule()
+    def let_all_go_on(self) -> None:
+        self._do(self.world.let_all_go_on)
+
+    # Time and faults --------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 0.6, 1.2, 2.5]))
+    def time_passes(self, seconds: float) -> None:
+        self._do(lambda: self.world.time_passes(seconds))
+
+    @rule(seconds=st.sampled_from([3.0, 6.0]), server=servers, is_asked=st.booleans())
+    def peace(self, seconds: float, server: int, is_asked: bool) -> None:
+        """So long everybody does as usual: after 3 s receipts are quick, after 6 s a small node forgets events."""
+        self._do(lambda: self.world.live(seconds, server, is_asked=is_asked))
+
+    @precondition(lambda self: self.faults)
+    @rule(seconds=st.sampled_from([-3600.0, -1.5, 1.5, 3600.0]))
+    def wall_clock_steps(self, seconds: float) -> None:
+        self._do(lambda: self.world.wall_clock_steps(seconds))
+
+    @precondition(lambda self: self.faults)
+    @rule(which=st.integers(0, 7))
+    def fault(self, which: int) -> None:
+        self._do(lambda: self.world.fault(self.faults[which % len(self.faults)]))
+
+    @precondition(lambda self: self.faults)
+    @rule()
+    def redis_tier_goes_or_comes(self) -> None:
+        def toggle() -> None:
+            self.world.is_redis_away = not self.world.is_redis_away
+
+        self._do(toggle)
+
+    @precondition(lambda self: self.faults)
+    @rule()
+    def origin_goes_or_comes(self) -> None:
+        def toggle() -> None:
+            self.world.origin.down = not self.world.origin.down
+
+        self._do(toggle)
