@@ -250,6 +250,25 @@ def serve(config: str | None) -> int:
     return run(settings)
 
 
+@cli.command("check-config")
+@_options(_json, _config)
+def check_config(json_output: bool, config: str | None) -> int:
+    """Try a node's settings and what they point at.
+
+    One line for each problem: a wrong setting (exit status 2), a connection, a right or a server's setting (1).
+    """
+    with _needs("node"):
+        from cache_node.ops.check_config import check
+    status, problems = check(os.environ, config)
+    if json_output:
+        click.echo(json.dumps({"ok": not problems, "problems": problems}))
+    elif not problems:
+        click.echo("all is well")
+    for problem in problems:
+        click.echo(f"cache-node: {problem}", err=True)
+    return status
+
+
 @cli.command()
 @click.option("--once", is_flag=True, help="Exit after the tour.")
 @_json

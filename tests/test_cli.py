@@ -185,7 +185,7 @@ def last_events(valkey: EmbeddedValkey, prefix: str = "cache-node") -> tuple[str
         ([], "Missing command (see cache-node --help)"),
         (["tail"], "No such command 'tail'"),
         (["capture"], "No such command 'capture'"),
-        (["check-config"], "No such command 'check-config'"),
+        (["top"], "No such command 'top'"),
         (["serve", "--workers", "2"], "No such option '--workers' (see cache-node serve --help)"),
         (["serve", "surplus"], "surplus"),
         (["demo", "--origin", "other"], "'other' is not one of 'demo', 'kratos'"),
@@ -426,6 +426,26 @@ def test_a_feed_that_is_not_there_is_one_line_and_status_1(run: Command) -> None
     ran = run("status", redis_url=f"redis://:{TOKEN}@127.0.0.1:1")
     assert ran.status == 1
     assert ran.complaint
+
+
+def test_check_config_says_all_that_is_wrong(
+    run: Command, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHE_NODE_ORIGIN_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("CACHE_NODE_REDIS_URL", valkey.url)
+    monkeypatch.setenv("CACHE_NODE_SECRETS", "short")
+    monkeypatch.setenv("CACHE_NODE_MEMORY_BYTES", "-1")
+    ran = run("check-config")
+    assert (ran.status, ran.out) == (2, "")
+    assert sorted(line.split()[1] for line in ran.err.splitlines()) == [
+        "CACHE_NODE_MEMORY_BYTES",
+        "CACHE_NODE_SECRETS",
+    ]
+    monkeypatch.setenv("CACHE_NODE_SECRETS", "s" * 40)
+    monkeypatch.delenv("CACHE_NODE_MEMORY_BYTES")
+    ran = run("check-config", "--json")
+    problems = ["CACHE_NODE_ORIGIN_URL: no answer (ClientConnectorError)"]
+    assert (ran.status, json.loads(ran.out)) == (1, {"ok": False, "problems": problems})
 
 
 # As a process.

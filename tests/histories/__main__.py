@@ -17,7 +17,7 @@ STEPS_A_HISTORY = 80
 HISTORIES_A_ROUND = 40
 
 
-def run(steps: int, first_seed: int, *, shows_progress: bool = False) -> None:
+def run(steps: int, first_seed: int, *, shrinks: bool = True, shows_progress: bool = False) -> None:
     """Rounds of histories, each from its seed; raises what the shortest history that breaks a promise raises."""
     began, done, round_ = time.monotonic(), TOTALS["steps"], first_seed
     chosen = settings(
@@ -25,7 +25,8 @@ def run(steps: int, first_seed: int, *, shows_progress: bool = False) -> None:
         stateful_step_count=STEPS_A_HISTORY,
         database=None,
         deadline=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrinks else (Phase.generate,),
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         print_blob=False,
     )
@@ -41,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.histories", description=__doc__)
     parser.add_argument("--steps", type=int, default=10_000, help="how many at least (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first round, then the next ones (default: 0)")
+    parser.add_argument(
+        "--first", action="store_true", help="show the first failing history as it is, not the shortest"
+    )
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)  # a fault a line, hundreds a second
-    run(options.steps, options.seed, shows_progress=True)
+    run(options.steps, options.seed, shrinks=not options.first, shows_progress=True)
     print(f"{TOTALS['steps']} steps, no promise broken; what happened: {dict(TOTALS)}")
     return 0
 
