@@ -25,6 +25,7 @@ MAX_EVENTS = 10_000
 ENTRY_EVENTS = 100
 """Events of one feed entry: a page of entries must not hold the loop of a node for long."""
 
+_TOKEN = re.compile(r"ory_[a-z]{2}_", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 
@@ -155,4 +156,7 @@ def _checked_id(name: str, value: object) -> str | None:
         raise InvalidEventError(f"{name} must be valid Unicode") from None
     if size > MAX_ID_BYTES:
         raise InvalidEventError(f"{name} must be at most {MAX_ID_BYTES} bytes")
+    if _TOKEN.match(value):
+        # It would name nothing, and be readable in the feed for as long as that is retained.
+        raise InvalidEventError(f"{name} must be the id, and not a token: it begins as one does")
     return normalise_id(value)
