@@ -19,7 +19,7 @@ now_and_then = st.sampled_from([False, False, False, False, True])
 CLIMATES: tuple[tuple[Fault, ...], ...] = (
     (),
     (),
-    (Fault.TRIM, Fault.CUT),
+    (Fault.TRIM, Fault.CUT, Fault.HOLE),
     (Fault.FLUSHALL, Fault.RESTART_EMPTY, Fault.CLOCK_BACK),
     (Fault.REPLICATE, Fault.PROMOTE, Fault.FAIL_BACK),
     tuple(Fault),

@@ -54,6 +54,7 @@ class Kind(Enum):
     SESSION = "session.changed"
     IDENTITY = "identity.changed"
     REVOKE = "session.revoked"
+    EVERYTHING = "flush"
 
 
 class Demand(Enum):
@@ -72,6 +73,7 @@ class Fault(Enum):
     RESTART_EMPTY = "a new process without data"
     CUT = "the primary does not answer, until it is cut again"
     TRIM = "all but the last entry is trimmed away"
+    HOLE = "the last entry but one is deleted"
     REPLICATE = "the primary is cut off from its clients; a replica without its last entry waits"
     PROMOTE = "that replica is the primary now"
     FAIL_BACK = "the old primary is the primary again"
@@ -257,8 +259,13 @@ class World:
     def commit(self, kind: Kind) -> None:
         self.session.version += 1
         self.session.valid = kind is not Kind.REVOKE
-        events = {Kind.SESSION: changed(), Kind.IDENTITY: identity_changed(), Kind.REVOKE: revoked()}[kind]
-        self.changes.append(Change(self.session.version, self.session.valid, events))
+        events = {
+            Kind.SESSION: changed(),
+            Kind.IDENTITY: identity_changed(),
+            Kind.REVOKE: revoked(),
+            Kind.EVERYTHING: flush(),
+        }
+        self.changes.append(Change(self.session.version, self.session.valid, events[kind]))
 
     @property
     def unpublished(self) -> list[Change]:
@@ -421,6 +428,8 @@ class World:
                 primary.available = not primary.available
             case Fault.TRIM:
                 primary.trim_before(primary.number)
+            case Fault.HOLE if len(primary.stream) > 1:
+                del primary.stream[-2]
             case Fault.CLOCK_BACK:
                 primary.time_us -= 3_600_000_000
             case Fault.LOSE_REGISTRY:
