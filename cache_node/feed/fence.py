@@ -63,6 +63,7 @@ class Fence:
         self.version = 0
         self.floor_raises = 0
         self.resets = 0
+        self._replays = 0
         self._position: Position | None = None
         self._clear(0)
 
@@ -180,17 +181,19 @@ class Fence:
     def begin_replay(self) -> int:
         """Start lowering the floor from where it is; returns a token for `replay`.
 
-        In a node's first life only, but there more than once: a follower that failed and runs again replays again.
+        In a node's first life only, but there more than once: a follower that failed and runs again replays again, and
+        what its first replay still brings counts no more.
         """
+        self._replays += 1
         self._replay_floor = self.floor
         # What raised the floor above the position is not among what will be read back from there.
         if self._position is not None and self.floor <= self._position.number:
             self._floor = 0
-        return self.resets
+        return self._replays
 
     def replay(self, token: int, number: int, events: Sequence[Event] | None) -> bool:
         """One retained entry, the next older one.  False when replaying must end: the floor stays where it is then."""
-        if token != self.resets or self._replay_floor is None:
+        if token != self._replays or self._replay_floor is None:
             return False
         if events is None or any(e.type is EventType.FLUSH for e in events) or number < self._floor:
             return False

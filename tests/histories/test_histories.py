@@ -7,7 +7,7 @@ import pytest
 from tests.histories.__main__ import run
 from tests.histories.machine import TOTALS
 
-STEPS = 12_000
+STEPS = 20_000
 
 
 @pytest.mark.timeout(300)
@@ -17,13 +17,5 @@ def test_no_history_breaks_a_promise() -> None:
     run(STEPS, 0)
 
     assert TOTALS["steps"] >= STEPS
-    for what, at_least in {
-        "memory": 200,
-        "redis": 50,
-        "negative": 10,
-        "stale": 3,
-        "quick receipts": 50,
-        "resets_generation": 20,
-        "PROMOTE": 10,
-    }.items():
-        assert TOTALS[what] >= at_least, dict(TOTALS)
+    for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
+        assert TOTALS[what] > 50, dict(TOTALS)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import pytest
+
 from cache_node.errors import FeedUnavailableError, OriginUnavailableError
 from cache_node.feed.events import Event, FeedEntry
 from cache_node.feed.log import Confirmation, Log
@@ -44,6 +46,8 @@ from tests.fakes import (
     version_of,
 )
 
+PAGE_ENTRIES = 2
+"""Of a confirm: pages that do not reach the end are where a lease could be granted too early."""
 MAX_TURNS = 200
 """Turns of the loop after which everybody who was let go must stand somewhere again."""
 
@@ -210,6 +214,8 @@ class World:
     """What may happen, each with its arguments, and `check`.  `counts` tells what did."""
 
     def __init__(self) -> None:
+        self._pages = pytest.MonkeyPatch()
+        self._pages.setattr("cache_node.feed.follower.PAGE_ENTRIES", PAGE_ENTRIES)
         self.clock = ManualClock()
         self.stops = Stops()
         self.origin = StoppingOrigin(self.clock, self.stops)
@@ -237,6 +243,7 @@ class World:
             window_seconds=4.0 if is_small else 900.0,
             max_ids=16 if is_small else 1000,
         )
+        node.log.page_entries = PAGE_ENTRIES
         node.follower._log = StoppingLog(node.log, self.stops)
         node.redis = StoppingMemory(self.stored, self.stops, lambda: self.is_redis_away)
         node.reader._redis = node.redis
@@ -370,7 +377,7 @@ class World:
 
     async def follow(self, node: int, server: int) -> None:
         """Confirm, and apply, until the server has nothing more."""
-        for _ in range(5):
+        for _ in range(20):
             self.confirm(node, server)
             await self.settle()
             for place, future in list(self.stops.waiting):
@@ -500,6 +507,7 @@ class World:
 
     async def end(self) -> None:
         """Whoever still waits is sent home."""
+        self._pages.undo()
         for waiting in (*self.tasks, *self.confirming.values(), *(request.task for request in self.requests)):
             waiting.cancel()
         self.requests.clear()

@@ -944,6 +944,24 @@ async def test_second_replay_lowers_nothing_that_the_first_could_not() -> None:
     assert other.fence.floor == 4
 
 
+async def test_replay_that_was_begun_anew_ends_the_one_before() -> None:
+    """A page of the first one, read before a flush, must not lower the floor below it."""
+    s = await scene()
+    await s.cache()
+    s.node.log.replay_gate = gate = Gate()
+    first = asyncio.create_task(s.node.follower.replay())
+    await gate.arrived()
+    s.session.version = 1
+    s.server.append(flush())
+    await s.node.follow()
+    s.node.log.replay_gate = None
+    await s.node.follower.replay()
+    gate.open()
+    await first
+    assert s.node.fence.floor == s.server.number
+    assert await s.give() == ("origin", 1)
+
+
 async def test_replay_stops_short_of_the_cap() -> None:
     """What a replay reads must not push out what the node has applied since: the floor stays higher instead."""
     s = await scene(events_before=0)
