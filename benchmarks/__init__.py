@@ -1,0 +1,1 @@
+"""Measurements, each a ratio of two cases in one run."""
