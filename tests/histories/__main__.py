@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import time
@@ -11,13 +12,22 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from cache_node.embedded import EmbeddedValkey
 from tests.histories.machine import TOTALS, Histories
+from tests.histories.real import RealHistories
 
 STEPS_A_HISTORY = 80
 HISTORIES_A_ROUND = 40
 
 
-def run(steps: int, first_seed: int, *, shrinks: bool = True, shows_progress: bool = False) -> None:
+def run(
+    steps: int,
+    first_seed: int,
+    histories: type[Histories] = Histories,
+    *,
+    shrinks: bool = True,
+    shows_progress: bool = False,
+) -> None:
     """Rounds of histories, each from its seed; raises what the shortest history that breaks a promise raises."""
     began, done, round_ = time.monotonic(), TOTALS["steps"], first_seed
     chosen = settings(
@@ -31,7 +41,7 @@ def run(steps: int, first_seed: int, *, shrinks: bool = True, shows_progress: bo
         print_blob=False,
     )
     while TOTALS["steps"] - done < steps:
-        run_state_machine_as_test(seed(round_)(Histories), settings=chosen)
+        run_state_machine_as_test(seed(round_)(histories), settings=chosen)
         if shows_progress:
             so_far = TOTALS["steps"] - done
             print(f"seed {round_}: {so_far} steps in {time.monotonic() - began:.0f} s", flush=True)
@@ -45,9 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--first", action="store_true", help="show the first failing history as it is, not the shortest"
     )
+    parser.add_argument("--valkey", action="store_true", help="on a real Valkey: without failovers, a tenth as fast")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)  # a fault a line, hundreds a second
-    run(options.steps, options.seed, shrinks=not options.first, shows_progress=True)
+    with EmbeddedValkey() if options.valkey else contextlib.nullcontext() as valkey:
+        if valkey is not None:
+            RealHistories.valkey = valkey
+        histories = Histories if valkey is None else RealHistories
+        run(options.steps, options.seed, histories, shrinks=not options.first, shows_progress=True)
     print(f"{TOTALS['steps']} steps, no promise broken; what happened: {dict(TOTALS)}")
     return 0
 

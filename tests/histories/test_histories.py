@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from cache_node.embedded import EmbeddedValkey
 from tests.histories.__main__ import run
 from tests.histories.machine import TOTALS
+from tests.histories.real import RealHistories
 
 STEPS = 20_000
+STEPS_ON_A_VALKEY = 2_000
 
 
 @pytest.mark.timeout(300)
@@ -19,3 +22,15 @@ def test_no_history_breaks_a_promise() -> None:
     assert TOTALS["steps"] >= STEPS
     for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
         assert TOTALS[what] > 50, dict(TOTALS)
+
+
+@pytest.mark.timeout(300)
+def test_no_history_on_a_real_server_breaks_a_promise() -> None:
+    """The scripts and streams of a real one."""
+    TOTALS.clear()
+    with EmbeddedValkey() as RealHistories.valkey:
+        run(STEPS_ON_A_VALKEY, 0, RealHistories)
+
+    assert TOTALS["steps"] >= STEPS_ON_A_VALKEY
+    for what in ("memory", "redis", "published"):
+        assert TOTALS[what] > 10, dict(TOTALS)
