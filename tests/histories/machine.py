@@ -137,7 +137,22 @@ class Histories(RuleBasedStateMachine):
     def follow(self, node: int, server: int) -> None:
         self._do(lambda: self.world.follow(node, server))
 
-    @rule(node=nodes, server=servers, skipped=few)
+    @rule(node=nodes, server=servers, kind=st.sampled_from(Kind), seconds=st.sampled_from([0.6, 1.2, 1.9]))
+    def slow_confirm(self, node: int, server: int, kind: Kind, seconds: float) -> None:
+        """The reply of a confirm is long on its way; what is published behind it is not in it."""
+
+        async def confirm() -> None:
+            world = self.world
+            world.confirm(node, server)
+            await world.settle()
+            world.commit(kind)
+            await world.publish(-1, 0, server)
+            world.time_passes(seconds)
+            await world.let_all_go_on()
+
+        self._do(confirm)
+
+    @rule(node=nodes, server=servers, skipped=st.sampled_from([0, 1, -1]))
     def wake_up(self, node: int, server: int, skipped: int) -> None:
         self._do(lambda: self.world.wake_up(node, server, skipped))
 
@@ -179,6 +194,22 @@ class Histories(RuleBasedStateMachine):
     @rule(which=st.integers(0, 7))
     def fault(self, which: int) -> None:
         self._do(lambda: self.world.fault(self.faults[which % len(self.faults)]))
+
+    @rule(node=nodes, server=servers, kind=st.sampled_from(Kind), which=st.integers(0, 7))
+    def change_that_is_lost_on_the_way(self, node: int, server: int, kind: Kind, which: int) -> None:
+        """A wake-up brings the event behind it only; or the feed itself loses it."""
+
+        async def lose() -> None:
+            world = self.world
+            world.commit(kind)
+            await world.publish(-1, 0, server)
+            await world.publish_noise(7, server)
+            if self.faults:
+                await world.fault(self.faults[which % len(self.faults)])
+            await world.wake_up(node, server, -1)
+            world.request(node, Demand.PLAIN)
+
+        self._do(lose)
 
     @precondition(lambda self: self.faults)
     @rule()

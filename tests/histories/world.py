@@ -369,7 +369,7 @@ class World:
             self.confirming[id(asking)] = asyncio.create_task(asking.follower.confirm())
 
     async def wake_up(self, node: int, server: int, skipped: int) -> None:
-        """Entries of any server; the first ones may be lost on the way."""
+        """Entries of any server; the first ones, or all but the last, may be lost on the way."""
         woken = self.nodes[node]
         woken.log.wake_server = self.server(server)
         try:
