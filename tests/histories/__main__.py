@@ -31,7 +31,7 @@ def run(
     """Rounds of histories, each from its seed; raises what the shortest history that breaks a promise raises."""
     began, done, round_ = time.monotonic(), TOTALS["steps"], first_seed
     chosen = settings(
-        max_examples=HISTORIES_A_ROUND,
+        max_examples=max(1, min(HISTORIES_A_ROUND, steps // STEPS_A_HISTORY)),
         stateful_step_count=STEPS_A_HISTORY,
         database=None,
         deadline=None,

@@ -9,8 +9,8 @@ from tests.histories.__main__ import run
 from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
 
-STEPS = 20_000
-STEPS_ON_A_VALKEY = 2_000
+STEPS = 12_000
+STEPS_ON_A_VALKEY = 1_000
 
 
 @pytest.mark.timeout(300)

@@ -118,7 +118,7 @@ async def node() -> ScriptedNode:
 
 @pytest.mark.timeout(300)
 async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20,000 of them: each is answered or hung up on in time, the next good request is answered as ever, with its own
+    """10,000 of them: each is answered or hung up on in time, the next good request is answered as ever, with its own
     session, and memory does not grow."""
     monkeypatch.setattr(server, "_GRACE_SECONDS", 0.0)
 
@@ -133,7 +133,7 @@ async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPa
     dice = random.Random(1)
     process = psutil.Process()
     grown_from = answered = 0
-    for round_ in range(100):
+    for round_ in range(50):
         sent = [mutated(dice, dice.choice(REQUESTS)) for _ in range(200)]
         answers = await asyncio.gather(*(exchange(address, each, 0.1) for each in sent), exchange(address, GOOD, 10.0))
         good = answers.pop()
@@ -145,13 +145,13 @@ async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPa
             assert b"goods-session" not in answer, (each, answer)
             assert b"victims-session" not in answer or b"victim" in each, (each, answer)
             assert b" 500 " not in answer[:20], (each, answer)
-        if round_ == 10:
+        if round_ == 5:
             gc.collect()
             grown_from = process.memory_info().rss
     await serving.drain()
     gc.collect()
     assert process.memory_info().rss - grown_from < 10_000_000
-    assert answered > 10_000, "most of them are answered"
+    assert answered > 5_000, "most of them are answered"
 
 
 def test_mutated_entries_open_under_no_key() -> None:
