@@ -123,9 +123,10 @@ class HttpServer:
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
 
     async def _cut_off(self) -> None:
-        tasks = list(self._state.tasks)
         _log.warning(
-            "cut off %d requests that were under way for %g s after the end began", len(tasks), self._drain_seconds
+            "cut off %d requests that were under way for %g s after the end began",
+            len(self._state.tasks),
+            self._drain_seconds,
         )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORD_SECONDS):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -83,7 +83,7 @@ async def _wrong_redis(settings: NodeSettings) -> list[str]:
         await client.aclose()
 
 
-async def _missing_rights(client: Redis, names: RedisNames, info: dict[str, Any]) -> Any:
+async def _missing_rights(client: Redis, names: RedisNames, info: dict[str, Any]) -> AsyncIterator[str]:
     """Each command that feed and redis tier use, on names of its own; `info` is filled with the server's answer."""
     nobody = secrets.token_hex(8)
     feed, generation = f"{names.feed}:{nobody}", f"{names.generation}:{nobody}"

@@ -87,9 +87,8 @@ class MemoryTier:
         self._refusals.discard(name)
 
     def subject_of(self, name: bytes) -> tuple[str, str] | None:
-        """Session and identity id that the credential stood for when it was good, though nothing of it may be given."""
-        entry = self._entries.get(name)
-        return self._subjects.get(name) if entry is None else (entry.session_id, entry.identity_id)
+        """Session and identity id that the credential stood for while an entry of it, which is gone, was good."""
+        return self._subjects.get(name)
 
     def put_subject(self, name: bytes, session_id: str, identity_id: str) -> None:
         """Keep whose the credential is, without an answer."""

@@ -307,7 +307,7 @@ class Reader:
         entry = self._memory.get(name)
         if (ends_at is not None and now >= ends_at) or (entry is not None and entry.is_expired(now)):
             return True
-        subject = self._memory.subject_of(name)
+        subject = self._memory.subject_of(name) if entry is None else (entry.session_id, entry.identity_id)
         return subject is not None and self._fence.is_gone(*subject)
 
     def _forget(self, keys: tuple[Key, ...]) -> None:
