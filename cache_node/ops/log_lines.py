@@ -36,7 +36,10 @@ class LineHandler(logging.Handler):
         if self._lines.qsize() >= MAX_WAITING_LINES:
             self._dropped += 1
             return
-        text = self.format(record)
+        try:
+            text = self.format(record)
+        except (TypeError, ValueError, LookupError):  # arguments that do not fit must not fail whoever says something
+            text = f"{record.levelname} {record.name}: a line that cannot be formatted: {record.msg}"
         if self._dropped:
             text = f"{self._dropped} lines of this log were dropped: nobody read it\n{text}"
             self._dropped = 0

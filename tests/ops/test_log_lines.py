@@ -74,3 +74,11 @@ def test_a_closed_pipe_is_nothing_to_speak_of() -> None:
     handler.emit(record("nobody is there"))
     handler.close()
     os.close(writing)
+
+
+def test_a_line_that_cannot_be_formatted_fails_nobody(pipe: tuple[int, int]) -> None:
+    """It says where it comes from, without its arguments."""
+    handler = LineHandler(pipe[1])
+    handler.emit(logging.LogRecord("name", logging.INFO, "", 0, "%d of them", ("secret",), None))
+    handler.close()
+    assert os.read(pipe[0], 1000) == b"INFO name: a line that cannot be formatted: %d of them\n"
