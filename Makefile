@@ -34,6 +34,10 @@ demo: $(if $(findstring kratos,$(ARGS)),$(DEV),$(NODE)) ## the tour: embedded Va
 test: $(DEV) ## all tests that need no toolchain beyond Python
 	@exec $(BIN)/python -m pytest -m "not kratos and not model" $(ARGS)
 
+.PHONY: unit
+unit: $(DEV) ## those of them that start no server and no other process: under 30 s
+	@exec $(BIN)/python -m pytest -m "not process and not kratos and not model" $(ARGS)
+
 .PHONY: test-all
 test-all: $(DEV) ## those, a real Kratos (needs Go) and the models (need spin, gcc); names what it skipped
 	@exec $(BIN)/python -m pytest -rs --no-fold-skipped $(ARGS)

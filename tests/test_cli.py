@@ -490,6 +490,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("module", ["cache_node.cli", "cache_node", "cache_node.environment"])
+@pytest.mark.process
 def test_importing_loads_nothing_of_the_extras(module: str) -> None:
     ran = python(f"import sys, {module}; print(*sys.modules)")
     assert ran.returncode == 0, ran.stderr
@@ -501,6 +502,7 @@ def test_importing_loads_nothing_of_the_extras(module: str) -> None:
     ("command", "install"),
     [(["serve"], 'pip install "cache-node[node]"'), (["demo", "--once"], 'pip install "cache-node[node,embedded]"')],
 )
+@pytest.mark.process
 def test_a_missing_extra_is_one_line(command: list[str], install: str) -> None:
     # None in sys.modules is how Python itself marks a module that cannot be imported.
     ran = python(
@@ -513,6 +515,7 @@ def test_a_missing_extra_is_one_line(command: list[str], install: str) -> None:
     assert complaint.endswith(install)
 
 
+@pytest.mark.process
 def test_a_missing_module_of_our_own_is_a_defect_and_not_an_extra() -> None:
     ran = python(
         "import sys; sys.modules['cache_node.config'] = None; from cache_node.cli import main; main(['serve'])"
@@ -520,6 +523,7 @@ def test_a_missing_module_of_our_own_is_a_defect_and_not_an_extra() -> None:
     assert "ModuleNotFoundError" in ran.stderr
 
 
+@pytest.mark.process
 def test_an_interrupt_is_quiet(admin: AdminPort) -> None:
     admin.may_answer.clear()
     with process("flush", "--admin", admin.url) as command:
@@ -529,6 +533,7 @@ def test_an_interrupt_is_quiet(admin: AdminPort) -> None:
     assert (command.returncode, out, err) == (130, b"", b"")
 
 
+@pytest.mark.process
 def test_a_reader_that_leaves_is_no_error_to_speak_of(admin: AdminPort) -> None:
     admin.answer(200, {"lines": ["x" * 1000] * 1000})
     admin.may_answer.clear()
@@ -544,12 +549,14 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(admin: AdminPort) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+@pytest.mark.process
 def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full, process(*arguments, stdout=full) as command:
         _, err = command.communicate(timeout=30)
     assert (command.returncode, err) == (1, b"cache-node: cannot write to stdout: No space left on device\n")
 
 
+@pytest.mark.process
 def test_closed_streams_are_no_defect() -> None:
     """A socket must not get their numbers, either."""
     for closed in (">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"):
@@ -559,6 +566,7 @@ def test_closed_streams_are_no_defect() -> None:
         assert (ran.returncode, ran.stderr) == (0, b""), closed
 
 
+@pytest.mark.process
 def test_a_full_disk_keeps_no_node_from_serving(run: Command) -> None:
     with open("/dev/full", "w") as full, node(stdout=full) as (serving, admin_url):
         assert run("status", "--admin", admin_url).status == 0
@@ -566,6 +574,7 @@ def test_a_full_disk_keeps_no_node_from_serving(run: Command) -> None:
         assert serving.wait(30) == 0
 
 
+@pytest.mark.process
 def test_a_log_that_nobody_reads_holds_nothing_up(run: Command) -> None:
     """A pipe holds 64 KiB; a collector that stalls must not stop the node, nor its end."""
     with node() as (serving, admin_url):
@@ -579,6 +588,7 @@ def test_a_log_that_nobody_reads_holds_nothing_up(run: Command) -> None:
         assert serving.wait(30) == 0
 
 
+@pytest.mark.process
 def test_a_node_takes_all_the_files_that_it_may_open() -> None:
     """Each client is one; the soft limit is often 1024, which a balancer's connections alone exceed."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -586,6 +596,7 @@ def test_a_node_takes_all_the_files_that_it_may_open() -> None:
         assert psutil.Process(serving.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
 
 
+@pytest.mark.process
 def test_a_node_can_be_spoken_to_and_stops_on_sigterm(run: Command) -> None:
     with node() as (serving, admin_url):
         ran = run("revoke", "--session", SESSION, "--wait", "--json", "--admin", admin_url)
@@ -599,6 +610,7 @@ def test_a_node_can_be_spoken_to_and_stops_on_sigterm(run: Command) -> None:
         assert (serving.returncode, out) == (0, b"")
 
 
+@pytest.mark.process
 def test_the_embedded_server_of_a_node_dies_with_it_by_sigkill() -> None:
     with node() as (serving, _admin_url):
         (valkey,) = psutil.Process(serving.pid).children(recursive=True)

@@ -20,6 +20,8 @@ from cache_node.embedded import _KEEPER, _LAUNCHER, EmbeddedValkey
 from cache_node.errors import CacheNodeError
 from tests.waiting import eventually_blocking
 
+pytestmark = pytest.mark.process
+
 # Starts a server in the main thread or in another, says which, and waits; argv: thread, and how to end.
 PARENT = """
 import os, sys, threading

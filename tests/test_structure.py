@@ -116,6 +116,7 @@ def test_public_names_have_docstrings() -> None:
     assert not missing
 
 
+@pytest.mark.process
 def test_base_install_imports_nothing_of_the_node() -> None:
     """Importing the publisher loads no web server, no client, no settings library."""
     code = "import sys, cache_node; print(*sorted({name.split('.')[0] for name in sys.modules}))"

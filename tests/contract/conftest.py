@@ -72,7 +72,7 @@ def valkey() -> Iterator[EmbeddedValkey]:
         yield server
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.process)])
 async def tier(request: pytest.FixtureRequest) -> AsyncIterator[Tier]:
     if request.param == "memory":
         yield Memory()

@@ -19,6 +19,8 @@ from tests.e2e.region import PASSWORD, Seen, ask
 from tests.proxy import Proxy
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.process
+
 STALENESS = 1.0
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
+import pytest
 import redis
 
 from cache_node.demo.api import COOKIE_NAME
@@ -97,6 +98,7 @@ def dump(port: int) -> bytes:
     return said
 
 
+@pytest.mark.process
 async def test_nothing_is_told(origin: DemoOrigin, client: aiohttp.ClientSession) -> None:
     with EmbeddedValkey() as valkey, redis.Redis(port=valkey.port) as server:
         server.config_set("requirepass", REDIS_PASSWORD)

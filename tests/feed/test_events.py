@@ -14,7 +14,13 @@ from cache_node.feed.events import MAX_ID_BYTES, VERSION, Event, EventType, deco
 
 UPPER = "0F8FAD5B-D9CB-469F-A165-70867728950E"
 
-ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda i: len(i.encode()) <= MAX_ID_BYTES)
+
+def is_id(text: str) -> bool:
+    """Hypothesis also draws texts that it finds in our code, the beginning of a token among them."""
+    return len(text.encode()) <= MAX_ID_BYTES and not text.lower().startswith("ory_")
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(is_id)
 
 
 @st.composite

@@ -340,6 +340,7 @@ async def test_a_flushed_server_costs_everything(own_valkey: EmbeddedValkey, nam
         await node.applies(await append(log, revoked()))
 
 
+@pytest.mark.process
 async def test_a_restarted_server_is_found_again(names: RedisNames) -> None:
     """An empty process on the same address: the node resets and follows, without a restart of its own."""
     with EmbeddedValkey() as first:
@@ -357,6 +358,7 @@ async def test_a_restarted_server_is_found_again(names: RedisNames) -> None:
 
 
 @pytest.mark.parametrize("max_staleness", [SHORT_STALENESS_SECONDS, 60.0])
+@pytest.mark.process
 async def test_a_server_that_comes_later_is_followed(names: RedisNames, max_staleness: float) -> None:
     """An unreachable feed keeps no node from starting: it has tried, and follows soon after the feed is there."""
     with EmbeddedValkey() as former:

@@ -145,6 +145,7 @@ async def test_flushall_begins_another_generation(
 
 
 @pytest.mark.parametrize("publishes_first", [True, False])
+@pytest.mark.process
 async def test_empty_restart_begins_another_generation(names: RedisNames, publishes_first: bool) -> None:
     """A new process without data on the same address."""
     with EmbeddedValkey() as first:
@@ -530,6 +531,7 @@ async def test_a_server_without_memory_refuses(own_valkey: EmbeddedValkey, names
         assert (await append(log)).number == 2
 
 
+@pytest.mark.process
 async def test_nobody_listens(names: RedisNames) -> None:
     """A connection refused is an unavailable feed, for every call."""
     with EmbeddedValkey() as server:
@@ -622,6 +624,7 @@ async def test_a_paused_server_costs_one_deadline_and_the_next_call_succeeds(
         await eventually(works, lambda: "still paused")
 
 
+@pytest.mark.process
 async def test_a_restarted_server_costs_one_call_at_most(names: RedisNames) -> None:
     """A connection that died is dropped by the call that notices it: the next one is on a new connection."""
     with EmbeddedValkey() as first:

@@ -97,6 +97,7 @@ def write_patch(checkout: Path, test: str, diff: str = UNGUARDED) -> Patch:
 # What becomes of a removed guard --------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_test_that_fails_has_noticed(checkout: Path) -> None:
     """An assertion that does not hold without the guard: caught, in a copy, and the checkout stays as it was."""
     outcome = run_without(write_patch(checkout, "test_old_is_not_served"), checkout)
@@ -104,6 +105,7 @@ def test_a_test_that_fails_has_noticed(checkout: Path) -> None:
     assert (checkout / "cache_node/answer.py").read_text() == ANSWER
 
 
+@pytest.mark.process
 def test_a_test_that_passes_has_not(checkout: Path) -> None:
     """The guard may go, as far as this test can tell."""
     outcome = run_without(write_patch(checkout, "test_young_is_served"), checkout)
@@ -122,6 +124,7 @@ def test_a_test_that_passes_has_not(checkout: Path) -> None:
     ],
     ids=["another exception", "a fixture", "too late", "no such test", "does not apply", "breaks the import"],
 )
+@pytest.mark.process
 def test_everything_else_is_an_error(checkout: Path, test: str, diff: str, words: str) -> None:
     """A test that broke, hung or did not run says nothing about the guard, and neither does an old patch."""
     outcome = run_without(write_patch(checkout, test, diff), checkout)
@@ -129,6 +132,7 @@ def test_everything_else_is_an_error(checkout: Path, test: str, diff: str, words
     assert words in outcome.words
 
 
+@pytest.mark.process
 def test_tests_must_pass_with_all_guards(checkout: Path) -> None:
     """One that fails anyhow would notice everything."""
     good = write_patch(checkout, "test_old_is_not_served")
@@ -156,6 +160,7 @@ def test_what_is_an_assertion(error: BaseException, ending: str) -> None:
     assert judge(error) == ending
 
 
+@pytest.mark.process
 def test_a_patch_whose_surroundings_changed_is_written_anew(checkout: Path) -> None:
     """With the same three lines; the guard itself must be where it was, or somebody has to look for it."""
     patch = write_patch(checkout, "test_old_is_not_served")

@@ -25,6 +25,7 @@ def test_no_history_breaks_a_promise() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.process
 def test_no_history_on_a_real_server_breaks_a_promise() -> None:
     """The scripts and streams of a real one."""
     TOTALS.clear()

@@ -179,6 +179,7 @@ MEBIBYTE = 1 << 20
 
 
 @pytest.mark.parametrize("mebibytes", [16, 64])
+@pytest.mark.process
 def test_resident_memory_stays_below_twice_the_bound_and_64_mebibytes(mebibytes: int) -> None:
     """The whole process, with everything that `serve` imports, while the tier is filled ten times over."""
     bound = mebibytes * MEBIBYTE

@@ -254,6 +254,7 @@ async def test_a_reply_that_comes_too_late_is_nobodys(tier: RedisTier, valkey: E
     assert tier.counts["unreadable"] == 0
 
 
+@pytest.mark.process
 async def test_a_server_that_was_restarted_on_its_port() -> None:
     """Its connections are broken, and the next read is a hit all the same."""
     with EmbeddedValkey() as valkey:

@@ -267,6 +267,7 @@ def test_the_blocking_one_waits_too(valkey: EmbeddedValkey, names: RedisNames) -
 # A feed that cannot be written ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 async def test_it_gives_up_in_time(names: RedisNames) -> None:
     """A closed or a frozen server: FeedUnavailableError within 5 s, from both publishers, without the URL in it."""
 
@@ -439,6 +440,7 @@ print(*sorted({name.partition(".")[0] for name in loaded} - sys.stdlib_module_na
 """
 
 
+@pytest.mark.process
 def test_importing_the_publisher_loads_nothing_of_the_node() -> None:
     """An origin service gets redis and msgpack with it, and no web server, whatever else is installed."""
     done = run_python(IMPORTING)
