@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -12,8 +14,9 @@ from urllib.parse import urlsplit
 class Proxy:
     """Forwards 127.0.0.1:`port` to the server of `target_url`, in the current event loop.
 
-    `hold_replies()` keeps back what the server says until `release_replies()`; `cut()` resets all connections and
-    refuses new ones until `mend()`; `delay_seconds` is added to every piece in both directions.
+    `hold_replies()` keeps back what the server says until `release_replies()`; `cut()` resets all connections and all
+    new ones until `mend()`, `refuse()` resets them and lets nobody connect until `listen()`; `delay_seconds` is added
+    to every piece, of at most `piece_bytes`, in both directions; with `resets_replies`, each is broken off in its middle.
     """
 
     def __init__(self, target_url: str, delay_seconds: float = 0.0) -> None:
@@ -21,6 +24,8 @@ class Proxy:
         self._target = (target.hostname or "127.0.0.1", target.port or 80)
         self._scheme = target.scheme
         self.delay_seconds = delay_seconds
+        self.piece_bytes = 65536
+        self.resets_replies = False
         self._replies = asyncio.Event()
         self._replies.set()
         self._is_cut = False
@@ -36,14 +41,20 @@ class Proxy:
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self.listen()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release_replies()
+        self.refuse()
+
+    async def listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def refuse(self) -> None:
         if self._server is not None:
             self._server.close()
         self._abort()
@@ -64,12 +75,12 @@ class Proxy:
 
     def _abort(self) -> None:
         for writer in list(self._writers):
-            writer.transport.abort()
+            _reset(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         if self._is_cut:
-            writer.transport.abort()
+            _reset(writer)
             return
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
@@ -89,13 +100,27 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_reply: bool) -> None:
         with contextlib.suppress(OSError):
-            while piece := await reader.read(65536):
-                if self.delay_seconds:
-                    await asyncio.sleep(self.delay_seconds)
-                if is_reply and not self._replies.is_set():
-                    self.held.set()
-                    await self._replies.wait()
-                writer.write(piece)
-                await writer.drain()
+            while data := await reader.read(65536):
+                for start in range(0, len(data), self.piece_bytes):
+                    piece = data[start : start + self.piece_bytes]
+                    if self.delay_seconds:
+                        await asyncio.sleep(self.delay_seconds)
+                    if is_reply and not self._replies.is_set():
+                        self.held.set()
+                        await self._replies.wait()
+                    if is_reply and self.resets_replies:
+                        writer.write(piece[: len(piece) // 2])
+                        await writer.drain()
+                        _reset(writer)
+                        return
+                    writer.write(piece)
+                    await writer.drain()
             if writer.can_write_eof():
                 writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End the connection with a RST, as a machine or a firewall does that knows nothing of it."""
+    with contextlib.suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -7,7 +7,7 @@ loaded.  With + 1 in its place a server whose clock is behind gave the same gene
 same, since it was emptied in between, and a revoked session came back.
 
 Numbers in Lua are exact up to 2^53 only, which is the year 2255 in µs: a stored, shown or foreign generation from
-beyond is no generation, and a stream that ends there is removed.
+beyond is no generation, and a stream that ends there is removed.  What is stored and no number is nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ end
 local function current(shown, salt)
   local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
   local stored = redis.call('HMGET', KEYS[1], 'replid', 'generation', 'number')
-  if replid and stored[1] == replid and stored[2] and stored[3] and plausible(stored[2]) > 0 then
+  if replid and stored[1] == replid and plausible(stored[2]) > 0 and plausible(stored[3]) == tonumber(stored[3]) then
     local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
     if not last or last[1] == stored[2] .. '-' .. stored[3] then
       return tonumber(stored[2]), tonumber(stored[3])
@@ -85,7 +85,7 @@ local followed = text == ARGV[5] and tonumber(ARGV[6]) or 0
 local was_lost = is_new and followed > 0
 if was_lost or (is_new and redis.call('HLEN', KEYS[3]) == 1) then
   redis.call('HSET', KEYS[1], 'followed', '0')
-elseif followed > tonumber(redis.call('HGET', KEYS[1], 'followed') or 0) then
+elseif followed > plausible(redis.call('HGET', KEYS[1], 'followed')) then
   redis.call('HSET', KEYS[1], 'followed', ARGV[6])
 end
 return {text, string.format('%.0f', number), time[1], time[2], redis.call('HLEN', KEYS[3]), was_lost and 1 or 0}
@@ -96,7 +96,7 @@ _ASK_REGISTRY = """
 local generation, number = current(ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[1], 'asked', redis.call('TIME')[1])
 return {string.format('%.0f', generation), string.format('%.0f', number),
-        redis.call('HGET', KEYS[1], 'followed') or '0', redis.call('HGETALL', KEYS[3])}
+        string.format('%.0f', plausible(redis.call('HGET', KEYS[1], 'followed'))), redis.call('HGETALL', KEYS[3])}
 """
 
 # Removes ARGV[1] from the registry if its record still is ARGV[2].

@@ -270,6 +270,20 @@ async def test_half_a_hash_is_none(log: RedisLog, redis: Any, names: RedisNames)
         assert (await confirm(log, before, before.generation)).end.generation > before.generation
 
 
+@pytest.mark.parametrize("garbage", ["garbage", "", "inf", "nan", "9" * 30])
+async def test_garbage_in_a_hash_is_nothing(log: RedisLog, redis: Any, names: RedisNames, garbage: str) -> None:
+    """It is as good as lost: a new generation, or one that nobody has followed, and no feed that stays away."""
+    for part in ("generation", "number", "followed"):
+        before = await append(log)
+        await redis.xtrim(names.feed, maxlen=0, approximate=False)
+        await redis.hset(names.generation, part, garbage)
+        assert (await log.ask_registry(before.generation)).followed_seconds == 0.0
+        end = (await confirm(log, before, before.generation, 5_000_000)).end
+        assert (end.generation > before.generation) is (part != "followed")
+        assert await append(log) == Position(end.generation, end.number + 1)
+    assert (await log.ask_registry(0)).followed_seconds == 5.0
+
+
 async def test_how_long_a_generation_was_followed(log: RedisLog, redis: Any, names: RedisNames) -> None:
     """It is as old as the longest that a node says which has applied exactly that one, and starts at nothing."""
     first = (await confirm(log, followed_us=9_000_000)).end
