@@ -16,7 +16,7 @@ class Proxy:
 
     `hold_replies()` keeps back what the server says until `release_replies()`; `cut()` resets all connections and all
     new ones until `mend()`, `refuse()` resets them and lets nobody connect until `listen()`; `delay_seconds` is added
-    to every piece, of at most `piece_bytes`, in both directions; with `resets_replies`, each is broken off in its middle.
+    to every piece, of at most `piece_bytes`, in both directions; with `resets_replies` each is broken off half-way.
     """
 
     def __init__(self, target_url: str, delay_seconds: float = 0.0) -> None:

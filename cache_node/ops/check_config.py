@@ -6,6 +6,8 @@ Nothing is left behind, and no node notices: commands that write go to names tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -26,6 +28,7 @@ TIMEOUT_SECONDS = 5.0
 OLDEST_SERVER = (6, 2)
 """The first with `XTRIM MINID`."""
 EVICTING_THE_FEED = "allkeys-"
+_REFUSED_COMMAND = re.compile(r"'([\w|]+)' command")
 _MENDED = {variable("origin_url"): "http://127.0.0.1:1", variable("secrets"): "s" * MIN_SECRET_CHARACTERS}
 
 
@@ -68,10 +71,11 @@ async def _wrong_redis(settings: NodeSettings) -> list[str]:
     client = build_client(settings.redis_url, timeout_seconds=TIMEOUT_SECONDS)
     names = RedisNames(settings.key_prefix)
     try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            await client.ping()
+        with contextlib.suppress(NoPermissionError):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await client.ping()
         info: dict[str, Any] = {}
-        problems = [line async for line in _missing_rights(client, names, info)]
+        problems = list(dict.fromkeys([line async for line in _missing_rights(client, names, info)]))
         if not problems:
             problems = [*_unfit_server(info), *await _disagreeing_nodes(settings, names)]
         return [f"{name}: {problem}" for problem in problems]
@@ -94,10 +98,11 @@ async def _missing_rights(client: Redis, names: RedisNames, info: dict[str, Any]
 
     async def transaction() -> None:
         async with client.pipeline(transaction=True) as pipe:
-            _ = pipe.xrange(feed)
+            _ = pipe.ping()
             await pipe.execute()
 
     tried: dict[str, Callable[[], Awaitable[Any]]] = {
+        "PING": client.ping,
         "INFO": ask,
         "MULTI": transaction,
         "EVAL": lambda: client.eval("return redis.call('TIME')", 0),
@@ -124,11 +129,14 @@ async def _missing_rights(client: Redis, names: RedisNames, info: dict[str, Any]
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 await attempt()
-        except NoPermissionError as exc:
-            what = "these keys" if "key" in str(exc) else "this command"
-            yield f"this user may not use {what}: {command} on {names.prefix}:* and {{{names.prefix}}}:*"
         except ResponseError as exc:
-            if "NOPERM" in str(exc).upper() or "acl" in str(exc).lower() or "without MULTI" in str(exc):
+            if named := _REFUSED_COMMAND.search(str(exc)):  # not always the one that was sent: a script holds others
+                yield f"this user may not use this command: {named[1].replace('|', ' ').upper()}"
+            elif isinstance(exc, NoPermissionError):
+                yield f"this user may not use these keys: {command} on {names.prefix}:* and {{{names.prefix}}}:*"
+            elif "without MULTI" in str(exc):  # the refusal of EXEC, which is heard of first
+                yield f"this user may not use this command: {command}"
+            elif "NOPERM" in str(exc).upper() or "acl" in str(exc).lower():
                 yield f"this user may not use this command, or not in a script: {command}"
             elif not _is_expected(command, exc):
                 yield str(feed_unavailable(command, exc))

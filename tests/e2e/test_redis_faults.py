@@ -1,19 +1,21 @@
 """Each fault of Redis: no request is refused for it, nothing is answered that is not proven, and when it ends the nodes
 resume by themselves; in the log it is one line.
 
-The nodes use the user that README.md describes.
+The nodes use the user that README.md describes.  A server's clock cannot be stepped here: what steps of it do is in
+tests/feed/test_log.py and in tests/interleavings/test_feed_races.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import os
 import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,7 @@ from cache_node.app import Node
 from cache_node.demo.origin import DemoOrigin
 from cache_node.embedded import EmbeddedValkey
 from cache_node.feed.names import RedisNames
+from cache_node.feed.position import Position
 from tests.e2e.region import Region, Seen
 from tests.feed.conftest import commanding, frozen
 from tests.proxy import Proxy
@@ -41,9 +44,13 @@ class Site:
     server: EmbeddedValkey
     redis: Any
     link: Proxy
+    stack: AsyncExitStack
 
 
-# The faults: each lasts as long as its block ---------------------------------------------------------------------------
+Fault = Callable[[Site], AbstractAsyncContextManager[None]]
+
+
+# Faults that last as long as their block ------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -85,6 +92,17 @@ async def trickling(site: Site) -> AsyncIterator[None]:
 async def stopped(site: Site) -> AsyncIterator[None]:
     with frozen(site.server):
         yield
+
+
+@asynccontextmanager
+async def replaced(site: Site) -> AsyncIterator[None]:
+    """Killed, and an empty one comes in its place."""
+    port = site.server.port
+    os.kill(site.server.pid, signal.SIGKILL)
+    site.server.stop()
+    yield
+    site.stack.enter_context(EmbeddedValkey(port=port))
+    await site.redis.execute_command(*acl_of_the_readme())
 
 
 @asynccontextmanager
@@ -130,13 +148,20 @@ def another_type(name: str) -> Fault:
     return fault
 
 
+# Faults that nobody mends ---------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def emptied(site: Site) -> AsyncIterator[None]:
+    await site.redis.flushall()
+    yield
+
+
 def garbage_in_the_generation(field: str) -> Fault:
     @asynccontextmanager
     async def fault(site: Site) -> AsyncIterator[None]:
-        kept = await site.redis.hget(NAMES.generation, field)
         await site.redis.hset(NAMES.generation, field, "garbage")
         yield
-        await site.redis.hset(NAMES.generation, field, kept)
 
     return fault
 
@@ -155,15 +180,16 @@ async def garbage_in_the_registry(site: Site) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def garbage_in_all_entries(site: Site) -> AsyncIterator[None]:
-    for number, name in enumerate([name async for name in site.redis.scan_iter("cache-node:e:*")]):
+    entries = [name async for name in site.redis.scan_iter("cache-node:e:*")]
+    assert len(entries) > 1
+    for number, name in enumerate(entries):
         await site.redis.unlink(name)
         await (site.redis.set(name, b"garbage") if number % 2 else site.redis.rpush(name, b"garbage"))
     yield
 
 
-# What each costs --------------------------------------------------------------------------------------------------------
+# What each costs ------------------------------------------------------------------------------------------------------
 
-Fault = Callable[[Site], AbstractAsyncContextManager[None]]
 VOID = "feed: the server began another generation; all that was cached is void, floor is .*"
 
 
@@ -178,6 +204,7 @@ REFUSALS: dict[str, tuple[Fault, Sequence[str]]] = {
     "slow": (slow, [failing("TimeoutError")]),
     "trickling": (trickling, [failing("TimeoutError")]),
     "stopped": (stopped, [failing("TimeoutError")]),
+    "replaced by an empty one": (replaced, [failing("ConnectionError.*"), VOID]),
     "out of memory": (out_of_memory, [failing("OutOfMemoryError.*")]),
     "a replica": (a_replica, [failing("ReadOnlyError.*"), VOID]),
     "without EVALSHA": (without_right("evalsha"), [failing("NoPermissionError .*evalsha.*")]),
@@ -187,6 +214,19 @@ REFUSALS: dict[str, tuple[Fault, Sequence[str]]] = {
     "another type: nodes": (another_type(NAMES.nodes), [failing(r"ResponseError \(WRONGTYPE.*")]),
 }
 """Faults in which nothing can be confirmed, and what each node warns of."""
+
+SPOILS: dict[str, tuple[Fault, Sequence[str]]] = {
+    "FLUSHALL": (emptied, [VOID]),
+    "garbage: feed": (garbage_in_the_feed, [VOID]),
+    "garbage: generation": (garbage_in_the_generation("generation"), [VOID]),
+    "garbage: replid": (garbage_in_the_generation("replid"), [VOID]),
+    "garbage: number": (garbage_in_the_generation("number"), [VOID]),
+    "garbage: followed": (garbage_in_the_generation("followed"), []),
+    "garbage: nodes": (garbage_in_the_registry, []),
+    "garbage: entries": (garbage_in_all_entries, []),
+    "without MGET": (without_right("mget"), []),
+}
+"""Faults that the nodes go on with, in another generation if they say so."""
 
 
 class Log:
@@ -221,7 +261,12 @@ async def built(
     async with commanding(valkey) as redis, Proxy(valkey.url) as link:
         await redis.execute_command(*acl_of_the_readme())
         async with Region(url_of_the_user(link.port), origin, client, max_staleness_seconds=BOUND) as region:
-            yield Site(valkey, redis, link), region
+            # A feed without an event is no key yet.
+            assert (await region.publish(region.a, {"type": "session.changed", "session_id": "x"}, wait=False))[
+                0
+            ] == 200
+            async with AsyncExitStack() as stack:
+                yield Site(valkey, redis, link, stack), region
 
 
 async def cached_session(region: Region) -> tuple[str, str]:
@@ -255,11 +300,32 @@ async def _watch_the_bound(region: Region, token: str, lost_at: float) -> None:
     assert not hits_after_bound
 
 
+async def publish(region: Region, event_type: str, session_id: str) -> None:
+    status, reply = await region.publish(region.a, {"type": event_type, "session_id": session_id}, wait=False)
+    assert status == 200, reply
+
+
 async def revoke(region: Region, session_id: str) -> None:
-    """Publish it, and be told that it is dead everywhere."""
-    event = {"type": "session.revoked", "session_id": session_id}
-    status, reply = await region.publish(region.a, event, wait=True)
-    assert (status, reply["receipt"]["dead_everywhere"]) == (200, True), reply
+    """Publish it, and wait until both nodes have applied it."""
+    before = [node.parts.follower.counts["events"] for node in region.nodes]
+    await publish(region, "session.revoked", session_id)
+
+    def applied() -> list[int]:
+        return [node.parts.follower.counts["events"] for node in region.nodes]
+
+    await eventually(lambda: all(map(operator.gt, applied(), before)), lambda: f"{before} events, {applied()} now")
+
+
+async def until_another_generation(region: Region, before: Position | None) -> None:
+    def positions() -> list[Position | None]:
+        return [node.parts.fence.position for node in region.nodes]
+
+    assert before is not None
+    await eventually(
+        lambda: all(at is not None and at.generation > before.generation for at in positions()),
+        lambda: f"positions: {[str(at) for at in positions()]}",
+        3.0,
+    )
 
 
 @pytest.mark.parametrize(("fault", "warnings"), REFUSALS.values(), ids=REFUSALS)
@@ -286,11 +352,44 @@ async def test_redis_refuses(
             await origin.revoke_session(ended_id)
             assert [seen.status for seen in await ask_both(region, ended)] == [401, 401]
         await region.until_fresh(3.0)
-        await revoke(region, ended_id)  # once more, as whoever could not publish it does
-        origin.requests.clear()
+        if VOID not in warnings:
+            await revoke(region, ended_id)  # as whoever could not publish it does; else nothing is left to be revoked
         seen = await ask_both(region, token)
-        kept = "cold" if VOID in warnings else "memory"
-        assert [(each.status, each.detail) for each in seen] == [(200, kept)] * 2
+        assert [(each.status, each.is_hit) for each in seen] == [(200, VOID not in warnings)] * 2
         assert [each.status for each in await ask_both(region, ended)] == [401, 401]
         assert log.lines(logging.INFO).count("feed: reachable again") == len(region.nodes)
+        log.check(region, warnings)
+
+
+@pytest.mark.parametrize(("fault", "warnings"), SPOILS.values(), ids=SPOILS)
+async def test_redis_is_spoilt(
+    valkey: EmbeddedValkey,
+    origin: DemoOrigin,
+    client: aiohttp.ClientSession,
+    caplog: pytest.LogCaptureFixture,
+    fault: Fault,
+    warnings: Sequence[str],
+) -> None:
+    """The nodes go on: what was not lost is still answered from memory, a revocation is applied everywhere or lost
+    with all that it would have revoked, and new sessions are cached."""
+    async with built(valkey, origin, client) as (site, region):
+        token, _ = await cached_session(region)
+        ended, ended_id = await cached_session(region)
+        before = region.a.parts.fence.position
+        log = Log(caplog)
+        await origin.revoke_session(ended_id)
+        async with fault(site):
+            if VOID in warnings:
+                await until_another_generation(region, before)
+            else:
+                await revoke(region, ended_id)
+            seen = await ask_both(region, token)
+            assert [(each.status, each.is_hit) for each in seen] == [(200, VOID not in warnings)] * 2
+            assert [each.status for each in await ask_both(region, ended)] == [401, 401]
+            await region.until_fresh(3.0)
+            await cached_session(region)
+            await revoke(region, "somebody")
+            for node in region.nodes:
+                node.parts.memory.clear()  # so that Redis is asked for what lies there
+            assert [each.status for each in await ask_both(region, token)] == [200, 200]
         log.check(region, warnings)
