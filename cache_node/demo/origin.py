@@ -131,10 +131,15 @@ class _Server(uvicorn.Server):
         self.url = ""
         self._port = port
         self._task: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        # uvicorn's own renews a date that is not sent here, and looks ten times a second for the end.
+        await self._stopped.wait()
 
     async def start(self) -> None:
         # The protocol is named because asyncio sets TCP_NODELAY only then [a keep-alive answer took 44 ms without].
@@ -148,6 +153,7 @@ class _Server(uvicorn.Server):
         self._port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
         self.started = self.should_exit = self.force_exit = False
+        self._stopped.clear()
         self._task = asyncio.create_task(self.serve([listener]))
         while not self.started and not self._task.done():  # noqa: ASYNC110  # uvicorn offers a flag, no event
             await asyncio.sleep(0.001)
@@ -156,6 +162,6 @@ class _Server(uvicorn.Server):
 
     async def stop(self) -> None:
         if self._task is not None:
-            self.should_exit = True
+            self._stopped.set()
             await self._task
             self._task = None

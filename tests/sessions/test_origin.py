@@ -562,8 +562,11 @@ async def test_a_401_at_the_beginning_of_an_outage(server: RawOrigin) -> None:
         assert await cause(origin) == "unready"
 
 
-async def test_a_401_that_was_said_twice_at_once_is_not_believed(server: RawOrigin) -> None:
+async def test_a_401_that_was_said_twice_at_once_is_not_believed(
+    server: RawOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the database has ended its connections, the second read may meet a dead one as the first did."""
+    monkeypatch.setattr(origin_module, "DEAD_CONNECTIONS_SECONDS", 0.2)
     server.replies = [REFUSED, REFUSED, OK]
     async with origin_to(server, clock=SystemClock()) as origin:
         assert (await read(origin)).status == 200
