@@ -36,7 +36,7 @@ test: $(DEV) ## all tests that need no toolchain beyond Python
 
 .PHONY: unit
 unit: $(DEV) ## those of them that start no server and no other process: under 30 s
-	@exec $(BIN)/python -m pytest -m "not process and not kratos and not model" $(ARGS)
+	@exec $(BIN)/python -m pytest -m "not process and not slow and not kratos and not model" $(ARGS)
 
 .PHONY: test-all
 test-all: $(DEV) ## those, a real Kratos (needs Go) and the models (need spin, gcc); names what it skipped

@@ -116,9 +116,10 @@ async def node() -> ScriptedNode:
     return built
 
 
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10,000 of them: each is answered or hung up on in time, the next good request is answered as ever, with its own
+async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """5,000 of them: each is answered or hung up on in time, the next good request is answered as ever, with its own
     session, and memory does not grow."""
     monkeypatch.setattr(server, "_GRACE_SECONDS", 0.0)
 
@@ -130,7 +131,7 @@ async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPa
     await serving.start()
     host, _, port = serving.address.rpartition(":")
     address = host, int(port)
-    dice = random.Random(1)
+    dice = random.Random(seed)
     process = psutil.Process()
     lanes = asyncio.Semaphore(200)
 
@@ -155,12 +156,12 @@ async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPa
     answered = sum(await asyncio.gather(*(round_() for _ in range(5))))
     gc.collect()
     grown_from = process.memory_info().rss
-    for _ in range(9):  # five rounds at once, so that nobody waits for those who hear nothing
+    for _ in range(4):  # five rounds at once, so that nobody waits for those who hear nothing
         answered += sum(await asyncio.gather(*(round_() for _ in range(5))))
     await serving.drain()
     gc.collect()
     assert process.memory_info().rss - grown_from < 10_000_000
-    assert answered > 5_000, "most of them are answered"
+    assert answered > 2_500, "most of them are answered"
 
 
 def test_mutated_entries_open_under_no_key() -> None:
