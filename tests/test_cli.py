@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -456,13 +457,16 @@ def process(*arguments: str, stdout: Any = subprocess.PIPE, **kinds: Any) -> sub
     return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, **kinds)
 
 
+def environ_of_a_node() -> dict[str, str]:
+    ports = {"CACHE_NODE_LISTEN": "127.0.0.1:0", "CACHE_NODE_ADMIN_LISTEN": "127.0.0.1:0"}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHE_NODE_")}
+    return environ | ports | {"CACHE_NODE_ORIGIN_URL": "http://127.0.0.1:1"}
+
+
 @contextlib.contextmanager
 def node(**kinds: Any) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`cache-node serve` with an embedded Valkey and an origin that is not there; the process, and its admin URL."""
-    ports = {"CACHE_NODE_LISTEN": "127.0.0.1:0", "CACHE_NODE_ADMIN_LISTEN": "127.0.0.1:0"}
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHE_NODE_")}
-    environ |= ports | {"CACHE_NODE_ORIGIN_URL": "http://127.0.0.1:1"}
-    with process("serve", env=environ, **kinds) as serving:
+    with process("serve", env=environ_of_a_node(), **kinds) as serving:
         try:
             said = ""
             for line in serving.stdout or serving.stderr or ():
@@ -513,6 +517,17 @@ def test_a_missing_extra_is_one_line(command: list[str], install: str) -> None:
     complaint = Ran(ran.returncode, ran.stdout, ran.stderr).complaint
     assert complaint.startswith("this command needs the package ")
     assert complaint.endswith(install)
+
+
+@pytest.mark.parametrize("which", ["LISTEN", "ADMIN_LISTEN"])
+@pytest.mark.process
+def test_a_port_in_use_is_one_line_and_status_1(which: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with process("serve", env=environ_of_a_node() | {f"CACHE_NODE_{which}": address}) as serving:
+            out, err = serving.communicate(timeout=30)
+    assert (serving.returncode, out) == (1, b"")
+    assert err.decode() == f"cache-node: cannot listen on {address}: address already in use\n"
 
 
 @pytest.mark.process

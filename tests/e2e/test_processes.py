@@ -30,12 +30,12 @@ async def _sign_in(origin: DemoOrigin) -> tuple[str, str]:
     return token, str(session["id"])
 
 
-async def _until_fresh(client: aiohttp.ClientSession, node: ServeProcess) -> None:
-    async def is_fresh() -> bool:
-        async with client.get(f"{node.public_url}/health/fresh") as answer:
+async def _until_healthy(client: aiohttp.ClientSession, node: ServeProcess, what: str) -> None:
+    async def is_so() -> bool:
+        async with client.get(f"{node.public_url}/health/{what}") as answer:
             return answer.status == 200
 
-    await eventually(is_fresh, lambda: node.stderr, 10.0)
+    await eventually(is_so, lambda: node.stderr, 10.0)
 
 
 async def _until_hit(client: aiohttp.ClientSession, node: ServeProcess, token: str) -> None:
@@ -67,7 +67,7 @@ async def test_frozen_node(valkey: EmbeddedValkey, origin: DemoOrigin, client: a
         assert {seen.status for seen in answers} == {401}, answers
         assert not any(seen.is_hit for seen in answers), "no lease, so nothing is from cache"
         link.mend()
-        await _until_fresh(client, node)
+        await _until_healthy(client, node, "fresh")
 
 
 async def test_sigterm_answers_what_is_under_way(
@@ -76,7 +76,7 @@ async def test_sigterm_answers_what_is_under_way(
     """SIGTERM: ready goes 503, the request under way is answered, the node leaves the registry, exit status 0."""
     async with Proxy(origin.public_url) as link, ServeProcess(link.url, valkey.url) as node:
         token, _ = await _sign_in(origin)
-        await _until_fresh(client, node)
+        await _until_healthy(client, node, "fresh")
         link.hold_replies()
         under_way = asyncio.create_task(ask(client, node.public_url, token))
         async with asyncio.timeout(5):
@@ -108,28 +108,53 @@ async def test_embedded_valkey_is_gone_with_the_node(
 ) -> None:
     """Without a Redis URL a real Valkey runs as a child, and ends with the node, whatever way that ends."""
     async with ServeProcess(origin.public_url) as node:
-        await _until_fresh(client, node)
+        await _until_healthy(client, node, "fresh")
         server = _valkey_of(node)
         os.kill(node.process.pid, how)
         await node.ended(10.0)
         await eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, server.name, 5.0)
 
 
-async def test_a_node_starts_without_redis_and_origin(origin: DemoOrigin, client: aiohttp.ClientSession) -> None:
-    """Neither an unreachable Redis nor an unreachable origin keeps a node from starting; it says so in one line, is
-    ready, answers 503 or from the origin, and follows the feed when it comes."""
+async def test_a_node_starts_without_redis(origin: DemoOrigin, client: aiohttp.ClientSession) -> None:
+    """It says so in one line, is ready, answers from the origin, and follows the feed when it comes."""
     with EmbeddedValkey() as reserved:
         port = reserved.port
     async with ServeProcess(origin.public_url, f"redis://127.0.0.1:{port}") as node:
         token, _ = await _sign_in(origin)
-
-        async def is_ready() -> bool:
-            async with client.get(f"{node.public_url}/health/ready") as answer:
-                return answer.status == 200
-
-        await eventually(is_ready, lambda: node.stderr, 5.0)
+        await _until_healthy(client, node, "ready")
         first = await ask(client, node.public_url, token)
         assert (first.status, first.is_hit) == (200, False)
         await eventually(lambda: node.stderr.count("WARNING") == 1, lambda: node.stderr, 5.0)
         with EmbeddedValkey(port=port):
             await _until_hit(client, node, token)
+        assert "Traceback" not in node.stderr
+
+
+async def test_a_node_starts_before_what_is_no_redis(origin: DemoOrigin, client: aiohttp.ClientSession) -> None:
+    """Whatever answers there: one line, and answers from the origin."""
+    async with ServeProcess(origin.public_url, origin.public_url.replace("http", "redis")) as node:
+        token, _ = await _sign_in(origin)
+        await _until_healthy(client, node, "ready")
+        first = await ask(client, node.public_url, token)
+        assert (first.status, first.is_hit) == (200, False)
+        await eventually(lambda: node.stderr.count("WARNING") == 1, lambda: node.stderr, 5.0)
+        assert "feed: confirming failed: InvalidResponse" in node.stderr
+        assert "Traceback" not in node.stderr
+
+
+async def test_a_node_starts_without_its_origin(
+    valkey: EmbeddedValkey, origin: DemoOrigin, client: aiohttp.ClientSession
+) -> None:
+    """It is ready and fresh, answers 503 and says why in one line, and passes on what the origin says when it comes."""
+    token, _ = await _sign_in(origin)
+    await origin.stop()
+    async with ServeProcess(origin.public_url, valkey.url) as node:
+        await _until_healthy(client, node, "ready")
+        await _until_healthy(client, node, "fresh")
+        for _ in range(3):
+            seen = await ask(client, node.public_url, token)
+            assert (seen.status, seen.detail) == (503, "unreachable")
+        await origin.start()
+        await _until_hit(client, node, token)
+        assert node.stderr.count("WARNING") == 1, node.stderr
+        assert "Traceback" not in node.stderr

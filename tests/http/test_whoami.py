@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cache_node.http import server
+from cache_node.http import server, whoami
 from cache_node.http.server import HttpServer, bind
 from cache_node.http.whoami import MAX_REQUEST_BODY_BYTES, Whoami
 from cache_node.sessions.origin import OriginAnswer
@@ -469,6 +469,26 @@ async def test_a_body_that_is_too_large_is_refused(port: Port) -> None:
     )
     assert answer.body.startswith(b'{"error":{"code":413,"status":"')
     assert b'"message":"The body is larger than 1048576 bytes."}}' in answer.body
+    assert port.node.origin.passed_on == 0
+
+
+async def test_a_body_without_end_is_refused_early(port: Port) -> None:
+    """As soon as it is known to be too large, and not at its end; others are answered as ever."""
+    size = MAX_REQUEST_BODY_BYTES + 1
+    begun = b"%x\r\n%b" % (size, b"x" * size)
+    endless = await port.connect()
+    answer = await endless.ask(TOKEN, "Transfer-Encoding: chunked", method="POST", body=begun)
+
+    assert (answer.status, answer["connection"], answer.why) == (413, "close", "fwd=bypass; detail=refused")
+    assert port.node.origin.passed_on == 0
+    assert (await (await port.connect()).ask(TOKEN)).status == 200
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whoami, "REQUEST_BODY_SECONDS", 0.05)
+    answer = await port.ask(TOKEN, "Content-Length: 9", method="POST", body=b"{")
+
+    assert (answer.status, answer["connection"], answer.why) == (408, "close", "fwd=bypass; detail=refused")
     assert port.node.origin.passed_on == 0
 
 
