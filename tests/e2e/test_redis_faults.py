@@ -1,8 +1,8 @@
 """Each fault of Redis: no request is refused for it, nothing is answered that is not proven, and when it ends the nodes
 resume by themselves; in the log it is one line.
 
-The nodes use the user that README.md describes.  A server's clock cannot be stepped here: what steps of it do is in
-tests/feed/test_log.py and in tests/interleavings/test_feed_races.py.
+The nodes use the user that README.md describes.  A server's clock cannot be stepped here: `grep -r "clock" tests/feed`
+shows the tests of that, against the scripted server, and against a real one that was shown the future.
 """
 
 from __future__ import annotations

@@ -115,6 +115,24 @@ async def test_a_record_shows_what_was_applied_before_the_confirm() -> None:
     assert [record.applied for record in reading.records] == [position]
 
 
+@pytest.mark.parametrize("step_seconds", [3600, -3600], ids=["forwards", "backwards"])
+async def test_a_server_clock_that_steps_costs_nothing(step_seconds: int) -> None:
+    """Between publish and confirm: the event is applied in the same generation, and no lag is negative."""
+    server = LogServer()
+    node = new_node(server)
+    await node.follow()
+    generation = server.generation
+    lags: list[float] = []
+    node.follower.observe_lag = lags.append
+    end = server.append(revoked())
+    server.stream[-1] = (end, FeedEntry(end.number, tuple(revoked()), server.time_us))
+    server.time_us += step_seconds * 1_000_000
+    await node.follow()
+    assert (node.fence.position, end.generation) == (end, generation)
+    assert state_of(node) is FeedState.FOLLOWING
+    assert lags == ([3600.0] if step_seconds > 0 else [])
+
+
 async def test_leaving_takes_the_record_along() -> None:
     """No receipt needs to wait for a node that has drained; and leaving never fails, whatever the server does."""
     node = await following_node()

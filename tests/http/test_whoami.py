@@ -117,6 +117,7 @@ class Port:
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Port]:
     monkeypatch.setattr(server, "_GRACE_SECONDS", 0.0)  # nothing is under way when a test ends
+    monkeypatch.setattr(server, "_DRAIN_POLL_SECONDS", 0.001)
     built = Port(await following_node())
     await built.server.start()
     yield built
