@@ -9,19 +9,20 @@ from tests.histories.__main__ import run
 from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
 
-STEPS = 12_000
+STEPS = 6_000
 STEPS_ON_A_VALKEY = 1_000
 
 
+@pytest.mark.parametrize("first_seed", [0, pytest.param(1_000, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-def test_no_history_breaks_a_promise() -> None:
+def test_no_history_breaks_a_promise(first_seed: int) -> None:
     """Whatever the order of things, and whichever of the faults; and what the promises are about did happen."""
     TOTALS.clear()
-    run(STEPS, 0)
+    run(STEPS, first_seed)
 
     assert TOTALS["steps"] >= STEPS
     for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
-        assert TOTALS[what] > 50, dict(TOTALS)
+        assert TOTALS[what] > 25, dict(TOTALS)
 
 
 @pytest.mark.timeout(300)
