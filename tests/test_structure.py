@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,6 +124,14 @@ def test_base_install_imports_nothing_of_the_node() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"starlette", "uvicorn", "aiohttp", "pydantic", "msgspec", "orjson", "prometheus_client", "rich", "uvloop"}
     assert not heavy & set(loaded)
+
+
+def test_a_test_that_is_not_marked_so_starts_no_process() -> None:
+    """Else `make unit` would lose what it promises, one test at a time."""
+    with pytest.raises(pytest.fail.Exception, match=r"^subprocess.Popen: .*@pytest.mark.process"):
+        subprocess.Popen([sys.executable, "-c", ""])
+    with pytest.raises(pytest.fail.Exception, match=r"^os.fork: "):
+        os.fork()
 
 
 class _NoObserver:
