@@ -562,7 +562,7 @@ async def test_a_late_reply_is_no_reply(
     own_valkey: EmbeddedValkey, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]]
 ) -> None:
     """Every call ends within its deadline, and what the server says afterwards is never taken for the next answer."""
-    async with connected(own_valkey, names, timeout_seconds=0.15) as log, connected(own_valkey, names) as patient:
+    async with connected(own_valkey, names, timeout_seconds=0.4) as log, connected(own_valkey, names) as patient:
         first = await append(log)
         await call(log)
         with frozen(own_valkey):
@@ -623,9 +623,9 @@ async def test_a_paused_server_costs_one_deadline_and_the_next_call_succeeds(
     own_valkey: EmbeddedValkey, names: RedisNames
 ) -> None:
     """CLIENT PAUSE, as a failover does it, is a stall like any other."""
-    async with connected(own_valkey, names, timeout_seconds=0.1) as log, commanding(own_valkey) as redis:
+    async with connected(own_valkey, names, timeout_seconds=0.3) as log, commanding(own_valkey) as redis:
         end = await append(log)
-        await redis.client_pause(400)
+        await redis.client_pause(600)
         with pytest.raises(FeedUnavailableError, match=r"^publishing failed: \w+"):
             await append(log)
 
