@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import operator
 import os
 import re
 import signal
@@ -261,10 +260,7 @@ async def built(
     async with commanding(valkey) as redis, Proxy(valkey.url) as link:
         await redis.execute_command(*acl_of_the_readme())
         async with Region(url_of_the_user(link.port), origin, client, max_staleness_seconds=BOUND) as region:
-            # A feed without an event is no key yet.
-            assert (await region.publish(region.a, {"type": "session.changed", "session_id": "x"}, wait=False))[
-                0
-            ] == 200
+            await publish(region, "session.changed", "somebody")  # a feed without an event is no key yet
             async with AsyncExitStack() as stack:
                 yield Site(valkey, redis, link, stack), region
 
@@ -282,7 +278,15 @@ async def ask_both(region: Region, token: str) -> list[Seen]:
     return await asyncio.gather(*(region.ask(node, token) for node in region.nodes))
 
 
-async def _watch_the_bound(region: Region, token: str, lost_at: float) -> None:
+async def assert_kept(region: Region, token: str, *, is_kept: bool) -> None:
+    """Both nodes have the session's answer in memory as before, or neither of them, nor Redis."""
+    region.origin.requests.clear()
+    seen = await ask_both(region, token)
+    assert [(each.status, each.detail == "memory") for each in seen] == [(200, is_kept)] * 2, seen
+    assert bool(region.origin.requests["/sessions/whoami"]) is not is_kept
+
+
+async def watch_the_bound(region: Region, token: str, lost_at: float) -> None:
     """Ask both nodes until neither answers from cache; no request begun past the bound may be a hit."""
     hits_after_bound = []
     last: dict[Node, Seen] = {}
@@ -301,19 +305,15 @@ async def _watch_the_bound(region: Region, token: str, lost_at: float) -> None:
 
 
 async def publish(region: Region, event_type: str, session_id: str) -> None:
+    """And wait until both nodes have applied it."""
     status, reply = await region.publish(region.a, {"type": event_type, "session_id": session_id}, wait=False)
     assert status == 200, reply
-
-
-async def revoke(region: Region, session_id: str) -> None:
-    """Publish it, and wait until both nodes have applied it."""
-    before = [node.parts.follower.counts["events"] for node in region.nodes]
-    await publish(region, "session.revoked", session_id)
-
-    def applied() -> list[int]:
-        return [node.parts.follower.counts["events"] for node in region.nodes]
-
-    await eventually(lambda: all(map(operator.gt, applied(), before)), lambda: f"{before} events, {applied()} now")
+    position = Position.parse(reply["position"])
+    fences = [node.parts.fence for node in region.nodes]
+    await eventually(
+        lambda: all(fence.has_applied(position) for fence in fences),
+        lambda: f"{position} and not {[str(fence.position) for fence in fences]}",
+    )
 
 
 async def until_another_generation(region: Region, before: Position | None) -> None:
@@ -345,17 +345,16 @@ async def test_redis_refuses(
         log = Log(caplog)
         lost_at = time.monotonic()
         async with fault(site):
-            await _watch_the_bound(region, token, lost_at)
+            await watch_the_bound(region, token, lost_at)
             for node in region.nodes:
                 health = [await region.health(node, name) for name in ("fresh", "ready", "alive")]
                 assert health == [503, 200, 200]
             await origin.revoke_session(ended_id)
             assert [seen.status for seen in await ask_both(region, ended)] == [401, 401]
         await region.until_fresh(3.0)
-        if VOID not in warnings:
-            await revoke(region, ended_id)  # as whoever could not publish it does; else nothing is left to be revoked
-        seen = await ask_both(region, token)
-        assert [(each.status, each.is_hit) for each in seen] == [(200, VOID not in warnings)] * 2
+        if VOID not in warnings:  # else nothing is left to be revoked
+            await publish(region, "session.revoked", ended_id)
+        await assert_kept(region, token, is_kept=VOID not in warnings)
         assert [each.status for each in await ask_both(region, ended)] == [401, 401]
         assert log.lines(logging.INFO).count("feed: reachable again") == len(region.nodes)
         log.check(region, warnings)
@@ -382,13 +381,12 @@ async def test_redis_is_spoilt(
             if VOID in warnings:
                 await until_another_generation(region, before)
             else:
-                await revoke(region, ended_id)
-            seen = await ask_both(region, token)
-            assert [(each.status, each.is_hit) for each in seen] == [(200, VOID not in warnings)] * 2
+                await publish(region, "session.revoked", ended_id)
+            await assert_kept(region, token, is_kept=VOID not in warnings)
             assert [each.status for each in await ask_both(region, ended)] == [401, 401]
             await region.until_fresh(3.0)
             await cached_session(region)
-            await revoke(region, "somebody")
+            await publish(region, "session.revoked", "somebody")
             for node in region.nodes:
                 node.parts.memory.clear()  # so that Redis is asked for what lies there
             assert [each.status for each in await ask_both(region, token)] == [200, 200]
