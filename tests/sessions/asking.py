@@ -12,7 +12,7 @@ from cache_node.feed.clock import Clock
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.origin import Origin, OriginAnswer
 from tests.fakes import ManualClock
-from tests.sessions.raw_origin import READY_PATH, RawOrigin
+from tests.raw_origin import READY_PATH, RawOrigin
 
 TOKEN = Credential("token", b"ory_st_secret")
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.sessions.raw_origin import RawOrigin
+from tests.raw_origin import RawOrigin
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from cache_node.sessions.breaker import FAILURES, Breaker
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.origin import Origin
 from tests.fakes import Gate
+from tests.raw_origin import OK, REFUSED, Peer, RawOrigin, Reply, gated, http, silence
 from tests.sessions.asking import cause, origin_to, outcome, read
-from tests.sessions.raw_origin import OK, REFUSED, Peer, RawOrigin, Reply, gated, http, silence
 from tests.waiting import eventually
 
 READY, NOT_READY = http(200, b'{"status":"ok"}'), http(503)
@@ -99,11 +99,7 @@ async def test_an_answer_in_between_starts_the_count_anew(server: RawOrigin) -> 
 
 async def test_what_one_credential_gets_keeps_no_other_out(server: RawOrigin) -> None:
     """Its 500s are passed on each time; an origin that says ready goes on being asked."""
-
-    async def by_credential(peer: Peer) -> None:
-        await peer.send(http(500, b"poison") if b"poison" in server.requests[-1] else OK)
-
-    server.replies = [by_credential]
+    server.by_token = {b"poison": http(500, b"poison")}
     poison = Credential("token", b"poison")
     async with origin_to(server) as origin:
         for _ in range(10):
@@ -294,9 +290,10 @@ async def test_a_turn_that_comes_as_its_waiter_is_cancelled_goes_to_the_next() -
     await asyncio.sleep(0)  # both wait
     breaker.give_back(held)
     cancelled.cancel()
-    turns = await asyncio.gather(next_one, return_exceptions=True)
-    assert turns == [held]
+    await asyncio.wait([cancelled, next_one])
     assert cancelled.cancelled()
+    assert next_one.exception() is None
+    assert next_one.result() == held
 
 
 @pytest.mark.parametrize("seed", range(20))

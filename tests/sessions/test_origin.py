@@ -17,8 +17,8 @@ from cache_node.sessions import origin as origin_module
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.origin import DEAD_CONNECTIONS_SECONDS, MAX_ANSWER_BYTES, Origin, OriginAnswer
 from tests.fakes import Gate, ManualClock
+from tests.raw_origin import OK, READY_PATH, REFUSED, Peer, RawOrigin, gated, http, silence
 from tests.sessions.asking import TOKEN, cause, never, origin_to, read
-from tests.sessions.raw_origin import OK, READY_PATH, REFUSED, Peer, RawOrigin, gated, http, silence
 from tests.waiting import eventually
 
 READY, NOT_READY = http(200, b'{"status":"ok"}'), http(503)
