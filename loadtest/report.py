@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from html import escape
 
 from loadtest.charts import Chart, Series
-from loadtest.results import UNAVAILABLE, Answer, Results, percentile
+from loadtest.results import REFUSAL, UNAVAILABLE, Answer, Results, percentile
 from loadtest.verdict import GOOD, Verdict
 
 COLOURS = {
     "memory": "#1a7f37",
     "redis": "#0969da",
     "origin": "#bc4c00",
+    REFUSAL: "#bf3989",
     "negative": "#8250df",
     "stale": "#bf8700",
     UNAVAILABLE: "#cf222e",
@@ -48,7 +49,7 @@ def summary(results: Results, verdict: Verdict) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in sorted(results.counts.items()))
     lines = [
         "good" if verdict.exit_status == GOOD else "\n".join(verdict.reasons),
-        f"{len(results.answers):,} answers, {len(results.wrong)} wrong, {results.unanswered} asked in vain",
+        f"{len(results.answers):,} answers, {len(results.wrong)} wrong, {results.late} asked in vain",
         f"{len(results.denials)} revocations, denied by every node after {_spread(denials)}",
         *(f"{tier}: {len(taken):,} in {_spread(taken)}" for tier, taken in _by_tier(results).items()),
         counts,

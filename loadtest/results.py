@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from loadtest.truth import Wrong
 
 UNAVAILABLE = "unavailable"
+REFUSAL = "origin's 401"  # a node that did not expect it asks a second time, a second later
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of a node; `tier` as its Cache-Status says, or UNAVAILABLE for a 503 or a broken connection."""
+    """One answer of a node; `tier` is what `tier_of` says."""
 
     at: float
     seconds: float
@@ -67,7 +68,7 @@ class Results:
     faults: list[Fault] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     """What else happened, by name."""
-    unanswered: int = 0
+    late: int = 0
     """Who asked, went from node to node and had no answer in time."""
 
     @contextlib.contextmanager
@@ -90,13 +91,23 @@ class Results:
         return sorted(answer.seconds for answer in self.answers if answer.tier == tier)
 
 
-def tier_of(cache_status: str) -> str:
-    """The tier by a Cache-Status: `memory`, `redis`, `negative`, `stale` (an outage of the origin), else `origin`."""
-    _, how, detail = [*cache_status.split(";"), "", ""][:3]
-    word = detail.strip().removeprefix("detail=")
-    if how.strip() == "hit":
-        return word
-    return "stale" if word == "stale-if-error" else "origin"
+def says_something(status: int) -> bool:
+    """Whether an answer is about the session, and not about a node or an origin in trouble; 0: there was none."""
+    return status not in (0, 429) and status < 500
+
+
+def tier_of(status: int, cache_status: str) -> str:
+    """Where an answer came from: `memory`, `redis`, `negative`, `stale` (the origin is down), `origin`, REFUSAL or
+    UNAVAILABLE."""
+    if not says_something(status):
+        return UNAVAILABLE
+    words = cache_status.replace(";", " ").split()
+    detail = words[-1].removeprefix("detail=") if words else ""
+    if "hit" in words:
+        return detail
+    if detail == "stale-if-error":
+        return "stale"
+    return "origin" if status == 200 else REFUSAL
 
 
 def percentile(ascending: Iterable[float], share: float) -> float:

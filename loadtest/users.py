@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar
 
-from locust import FastHttpUser, between, constant_throughput, task
+from locust import FastHttpUser, between, constant_pacing, task
 
 from cache_node.errors import CacheNodeError
 from loadtest.region import Region, Service
-from loadtest.results import UNAVAILABLE, Answer, Denial, Results, WrongAnswer, tier_of
+from loadtest.results import UNAVAILABLE, Answer, Denial, Results, WrongAnswer, says_something, tier_of
 from loadtest.truth import Change, History, Person, Session, Truth
 from loadtest.verdict import Limits
 
@@ -28,7 +28,7 @@ SHARE_OF_RECEIPTS = 0.5
 NODE_FAILED_SECONDS = 1.0
 _PAUSE_SECONDS = 0.05
 _FIRST_DENY_PAUSE_SECONDS, _LONGEST_DENY_PAUSE_SECONDS = 0.005, 0.1
-_PUBLISHES_AT_ONCE = 2000
+_GREENLETS = 2000
 
 
 class Balancer:
@@ -65,11 +65,11 @@ class Run:
         self.trouble: list[str] = []
         """Why the run means nothing, if anything."""
         self.has_ended = False
-        self._publishes = ThreadPoolExecutor(_PUBLISHES_AT_ONCE)
+        self.greenlets = ThreadPoolExecutor(_GREENLETS)
 
     def soon(self, user: Member, event: dict[str, str], change: Change[Any]) -> None:
         """Publish `event` while the user goes on."""
-        self._publishes.submit(user.publish, event, change).add_done_callback(self._note)
+        self.greenlets.submit(user.publish, event, change).add_done_callback(self._note)
 
     def break_things(self, seconds: float) -> None:
         """What a run of `seconds` breaks; in a run of 0 nothing."""
@@ -82,7 +82,7 @@ class Run:
     def close(self) -> None:
         """Wait for the publishes under way."""
         self.has_ended = True
-        self._publishes.shutdown()
+        self.greenlets.shutdown()
 
     def note_error(self, exception: BaseException, **_: object) -> None:
         """A user could not go on; listens to locust's `user_error`."""
@@ -105,12 +105,10 @@ class Member(FastHttpUser):
     def ask(self, session: Session) -> None:
         """Ask one node after the other until one answers, as a balancer does for its clients."""
         run = self.shared
-        deadline = time.monotonic() + run.limits.answer_seconds
-        while not _says_something(self.whoami(run.balancer.pick(), session)):
-            if time.monotonic() > deadline:
-                run.results.unanswered += 1
-                return
+        deadline = time.monotonic() + run.limits.some_node_seconds
+        while not says_something(self.whoami(run.balancer.pick(), session)) and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS)
+        run.results.late += time.monotonic() > deadline
 
     def whoami(self, node: Service, session: Session) -> int:
         """Ask one node and compare its answer with the truth; the status, 0 if the connection was refused or broke."""
@@ -122,7 +120,7 @@ class Member(FastHttpUser):
         ended_at = time.monotonic()
         status = response.status_code
         cache_status = str(response.headers.get("cache-status", "")) if response.headers else ""
-        tier = tier_of(cache_status) if _says_something(status) else UNAVAILABLE
+        tier = tier_of(status, cache_status)
         run.results.answers.append(Answer(ended_at, ended_at - begun_at, tier))
         if tier == UNAVAILABLE:
             run.results.counts[f"status {status}" if status else "broken connections"] += 1
@@ -194,7 +192,7 @@ class Member(FastHttpUser):
 class Asker(Member):
     """Somebody with two devices, and an app that asks whose sessions those and others are."""
 
-    wait_time = between(0.1, 0.5)
+    wait_time = between(0.1, 0.3)
 
     def on_start(self) -> None:
         """Sign in twice."""
@@ -246,6 +244,12 @@ class Changer(Member):
 class Revoker(Member):
     """Revokes sessions, publishes that, and asks every node until it says so; their persons sign in again."""
 
+    period_seconds: ClassVar[float]
+
+    def on_start(self) -> None:
+        """Not all at once."""
+        time.sleep(self.shared.rng.uniform(0.0, self.period_seconds))
+
     @task
     def revoke(self) -> None:
         """One session's end."""
@@ -260,7 +264,7 @@ class Revoker(Member):
         revoked_at = time.monotonic()
         run.soon(self, {"type": "session.revoked", "session_id": session.id}, change)
         deadline = revoked_at + run.limits.deny_seconds
-        is_denied = all(self._is_denied(node, session, deadline) for node in run.region.nodes)
+        is_denied = all(run.greenlets.map(lambda node: self._is_denied(node, session, deadline), run.region.nodes))
         run.results.denials.append(Denial(revoked_at, time.monotonic() - revoked_at if is_denied else None))
         self.sign_in(session.person)
         run.truth.give_back(session, is_revoked=True)
@@ -277,18 +281,14 @@ class Revoker(Member):
 
 
 def users_of(run: Run, users: int, revocations_per_second: float) -> list[type[Member]]:
-    """The classes of a run, each told how many there are: revokers so many that each may wait 2 s for the nodes."""
+    """The classes of a run, each told how many there are: revokers so many that each may wait 4 s for the nodes."""
     Member.shared = run
-    Revoker.fixed_count = max(1, min(round(revocations_per_second * 2), users // 3))
-    Revoker.wait_time = constant_throughput(revocations_per_second / Revoker.fixed_count)
+    Revoker.fixed_count = max(1, min(round(revocations_per_second * 4), users // 2))
+    Revoker.period_seconds = Revoker.fixed_count / revocations_per_second
+    Revoker.wait_time = constant_pacing(Revoker.period_seconds)
     Changer.fixed_count = max(1, users // 20)
     Asker.fixed_count = max(1, users - Revoker.fixed_count - Changer.fixed_count)
     return [Asker, Changer, Revoker]
-
-
-def _says_something(status: int) -> bool:
-    """Whether an answer is about the session, and not about a node or an origin in trouble."""
-    return status not in (0, 429) and status < 500
 
 
 def _admin_headers() -> dict[str, str]:
