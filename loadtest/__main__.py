@@ -19,12 +19,11 @@ from locust.env import Environment
 from cache_node.errors import CacheNodeError
 from loadtest.region import DemoRegion, Region, Service
 from loadtest.report import progress, render, summary
-from loadtest.results import Results
 from loadtest.users import Run, users_of
 from loadtest.verdict import COULD_NOT_RUN, Limits, judge
 
 PROGRESS_SECONDS = 2.0
-SPAWNS_PER_SECOND = 100.0
+SPAWNS_PER_SECOND = 50.0
 STOP_SECONDS = 15.0
 
 _Urls = tuple[str, str]
@@ -79,19 +78,20 @@ def play(run: Run, seconds: float, users: int, revocations_per_second: float, *,
     environment = Environment(user_classes=[*classes], host=run.region.nodes[0].public_url, stop_timeout=STOP_SECONDS)
     environment.events.user_error.add_listener(run.note_error)  # type: ignore[no-untyped-call]
     runner = environment.create_local_runner()
-    run.results = Results()
     breaker = threading.Thread(target=run.break_things, args=(seconds if faults else 0.0,), daemon=True)
     end = run.results.begun_at + seconds
-    runner.start(users, spawn_rate=SPAWNS_PER_SECOND)
-    breaker.start()
-    while (left := end - time.monotonic()) > 0 and not run.trouble:
-        time.sleep(min(left, PROGRESS_SECONDS))
-        click.echo(progress(run.results), err=True)
-    if not run.trouble:
-        breaker.join()
-    runner.quit()
-    run.close()
-    run.results.ended_at = time.monotonic()
+    try:
+        runner.start(users, spawn_rate=SPAWNS_PER_SECOND)
+        breaker.start()
+        while (left := end - time.monotonic()) > 0 and not run.trouble:
+            time.sleep(min(left, PROGRESS_SECONDS))
+            click.echo(progress(run.results), err=True)
+        if not run.trouble:
+            breaker.join()
+    finally:
+        runner.quit()
+        run.close()
+        run.results.ended_at = time.monotonic()
 
 
 def _region(nodes: tuple[_Urls, ...], origin: _Urls | None, max_staleness: float) -> Region:

@@ -10,6 +10,8 @@ from html import escape
 from loadtest.results import Fault
 
 WIDTH, HEIGHT = 900, 300
+GAP_SECONDS = 1.5
+"""A line does not go on over a longer time without a point: there was nothing to measure."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 150, 30, 30
 
 
@@ -68,13 +70,19 @@ class Chart:
         return marks + [_text(self._x(self._begun_at + s), HEIGHT - 10, f"{s} s", "middle") for s in seconds]
 
     def _series(self, series: Series) -> str:
-        places = [(self._x(at), self._y(value)) for at, value in series.points if value > 0]
+        points = [(at, value) for at, value in series.points if value > 0]
         if series.style == "dots":
-            dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.5"/>' for x, y in places)
+            dots = "".join(
+                f'<circle cx="{self._x(at):.1f}" cy="{self._y(value):.1f}" r="1.5"/>' for at, value in points
+            )
             return f'<g fill="{series.colour}" fill-opacity="0.6">{dots}</g>'
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        steps = []
+        last_at = -math.inf
+        for at, value in points:
+            steps.append(f"{'L' if at - last_at <= GAP_SECONDS else 'M'}{self._x(at):.1f} {self._y(value):.1f}h0")
+            last_at = at
         dashes = ' stroke-dasharray="3 3"' if series.style == "dashed" else ""
-        return f'<polyline points="{line}" stroke="{series.colour}"{dashes}/>'
+        return f'<path class="line" d="{"".join(steps)}" stroke="{series.colour}"{dashes}/>'
 
 
 def _legend(series: Sequence[Series]) -> list[str]:

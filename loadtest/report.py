@@ -25,7 +25,8 @@ SHOWN_WRONG_ANSWERS = 50
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
-svg { width: 100%; font-size: 11px; } polyline { fill: none; stroke-width: 1.5; } .grid { stroke: #d1d9e0; }
+svg { width: 100%; font-size: 11px; }
+.line { fill: none; stroke-width: 1.5; stroke-linecap: round; } .grid { stroke: #d1d9e0; }
 .fault { fill: #cf222e; fill-opacity: 0.12; } .good { color: #1a7f37; } .bad { color: #cf222e; }
 td, th { text-align: right; padding: 0 1rem 0 0; } td:first-child, th:first-child { text-align: left; }
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import pytest
@@ -73,10 +74,19 @@ def test_a_run_without_answers_has_a_page_too() -> None:
     assert "</html>" in render(nothing, judge(nothing, Limits(), 1.0), "nothing")
 
 
-def test_a_larger_value_is_drawn_higher_and_a_later_one_to_the_right() -> None:
-    svg = Chart(0.0, 10.0, []).draw("ms", [Series("memory", "#000", [(1.0, 1.0), (9.0, 100.0)])])
-    line = ElementTree.fromstring(svg).find("polyline")  # noqa: S314  # ours
+def drawn(points: Sequence[tuple[float, float]]) -> list[tuple[str, float, float]]:
+    """The steps of a line: M or L, x, y."""
+    svg = Chart(0.0, 10.0, []).draw("ms", [Series("memory", "#000", points)])
+    line = ElementTree.fromstring(svg).find("path[@class='line']")  # noqa: S314  # ours
     assert line is not None
-    (x1, y1), (x2, y2) = [tuple(map(float, place.split(","))) for place in line.attrib["points"].split()]
+    return [(how, float(x), float(y)) for how, x, y in re.findall(r"([ML])([\d.]+) ([\d.]+)", line.attrib["d"])]
+
+
+def test_a_larger_value_is_drawn_higher_and_a_later_one_to_the_right() -> None:
+    (_, x1, y1), (_, x2, y2) = drawn([(1.0, 1.0), (2.0, 100.0)])
     assert x1 < x2
     assert y1 > y2
+
+
+def test_a_line_has_a_gap_where_nothing_was_measured() -> None:
+    assert [how for how, _, _ in drawn([(1.0, 1.0), (2.0, 1.0), (5.0, 1.0), (6.0, 1.0)])] == ["M", "L", "M", "L"]
