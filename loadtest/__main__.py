@@ -30,9 +30,11 @@ _Urls = tuple[str, str]
 
 
 @click.command()
-@click.option("--seconds", default=60.0, show_default=True, help="How long the users are at work.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(min=1), help="How long the users are at work."
+)
 @click.option("--users", default=200, show_default=True, type=click.IntRange(min=3))
-@click.option("--revocations-per-second", default=20.0, show_default=True)
+@click.option("--revocations-per-second", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--max-staleness", default=2.0, show_default=True, help="The nodes' setting, in seconds.")
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Take Valkey and a node away.")
 @click.option("--seed", type=int, help="Of what the users choose; their timing is not repeated.")
@@ -53,6 +55,8 @@ def main(
     """Users ask two nodes, change and revoke sessions; every answer is compared with the truth."""
     if bool(nodes) != bool(origin):
         raise click.UsageError("--node and --origin go together")
+    if not report.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {report.parent} for the report")
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     limits = Limits()
     try:

@@ -100,7 +100,7 @@ async def test_one_answer_of_a_revoked_session_is_found(tmp_path: Path, revives:
             host, port = runner.addresses[0][:2]
             url = f"http://{host}:{port}"
             urls = ("--node", url, url, "--origin", origin.public_url, origin.admin_url, "--max-staleness", "0.1")
-            small = ("--seconds", "3", "--users", "12", "--revocations-per-second", "4")
+            small = ("--seconds", "4", "--users", "12", "--revocations-per-second", "4")
             status, out, errors = await loadtest(*urls, *small, "--report", str(tmp_path / "report.html"))
         finally:
             await runner.cleanup()
@@ -117,7 +117,16 @@ async def test_without_an_origin_it_could_not_run(tmp_path: Path) -> None:
     assert not report.exists(), "no verdict, no report"
 
 
-async def test_a_node_without_its_origin_is_wrong_usage() -> None:
-    status, _, errors = await loadtest("--node", NOWHERE, NOWHERE)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--node", NOWHERE, NOWHERE), "go together"),
+        (("--origin", NOWHERE, NOWHERE), "go together"),
+        (("--report", "no-such-folder/report.html"), "no folder"),
+    ],
+    ids=["a node without its origin", "an origin without nodes", "no folder for the report"],
+)
+async def test_wrong_usage_is_said_before_anything_starts(arguments: tuple[str, ...], said: str) -> None:
+    status, _, errors = await loadtest(*arguments)
     assert status == COULD_NOT_RUN
-    assert "go together" in errors
+    assert said in errors
