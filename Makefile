@@ -48,6 +48,10 @@ check: $(DEV) ## lint, format, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+.PHONY: loadtest
+loadtest: $(DEV) ## a minute of users at the demo while things break, judged against the truth; ARGS="--seconds N --users N"
+	@exec $(BIN)/python -m loadtest $(ARGS)
+
 .PHONY: model
 model: $(DEV) ## random histories of nodes, readers, faults, judged against the truth; ARGS="--steps N --seed S"
 	@exec $(BIN)/python -m tests.histories $(ARGS)

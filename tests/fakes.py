@@ -283,14 +283,22 @@ class ScriptedOrigin:
         self.refusal_body = _REFUSAL_BODY
         self.is_expected: Callable[[], bool] = lambda: False
         """What the last caller would say of a 401."""
+        self.is_patient: bool | None = None
+        """Whether the last caller would wait for an open breaker."""
 
     def add(self, token: str, session_id: str = "session-1", identity_id: str = "identity-1") -> ScriptedSession:
         session = self.sessions[token.encode()] = ScriptedSession(session_id, identity_id)
         return session
 
     async def read(
-        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+        self,
+        credential: Credential,
+        *,
+        on_begin: Callable[[], None],
+        is_expected: Callable[[], bool],
+        patient: bool,
     ) -> OriginAnswer:
+        self.is_patient = patient
         self.is_expected = is_expected
         if self.before_gate is not None:
             await self.before_gate.passed()
@@ -304,7 +312,7 @@ class ScriptedOrigin:
             raise OriginUnavailableError("unreachable", "the scripted origin is down")
         return answer
 
-    async def read_anonymous(self) -> OriginAnswer:
+    async def read_anonymous(self, *, patient: bool) -> OriginAnswer:
         if self.down:
             raise OriginUnavailableError("unreachable", "the scripted origin is down")
         return self.any_answer or self._refusal()

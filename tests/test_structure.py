@@ -20,6 +20,7 @@ from tests.fakes import LogServer, ManualClock, ScriptedNode, ScriptedOrigin
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cache_node"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+LOADTEST_MODULES = sorted((ROOT / "loadtest").glob("*.py"))
 
 # Room -> the rooms that it may import from, besides itself and the leaf modules.
 ARROWS = {
@@ -110,7 +111,7 @@ def test_public_names_have_docstrings() -> None:
     elsewhere = _promised_elsewhere()
     missing = [
         name
-        for path in MODULES
+        for path in (*MODULES, *LOADTEST_MODULES)
         for name in _undocumented(path)
         if not (last := name.rpartition(".")[2]).startswith("_") and last not in elsewhere
     ]
@@ -132,6 +133,15 @@ def test_a_test_that_is_not_marked_so_starts_no_process() -> None:
         subprocess.Popen([sys.executable, "-c", ""])
     with pytest.raises(pytest.fail.Exception, match=r"^os.fork: "):
         os.fork()
+
+
+@pytest.mark.process
+def test_what_judges_a_load_test_imports_no_locust() -> None:
+    """locust patches the standard library of the process that imports it: `users` and `__main__` alone do."""
+    names = [_name(path) for path in LOADTEST_MODULES if path.stem not in ("users", "__main__")]
+    code = f"import sys, {', '.join(names)}; print('locust' in sys.modules, 'gevent' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["False", "False"]
 
 
 class _NoObserver:

@@ -133,6 +133,7 @@ def _origin(components: Components) -> Iterator[Metric]:
     yield _counters("origin_requests", "Requests to the origin by status or cause of failure.", "outcome", by_outcome)
     yield _histograms("origin_seconds", "Time of a request to the origin.", ("outcome",), _one_label(origin))
     unbelieved = components.origin.counts["unbelieved"]
+    yield _gauge("origin_open", "1 while the breaker lets through trials only.", components.origin.is_open)
     yield _counter("origin_unbelieved", "401s of an origin that was not ready.", unbelieved)
 
 

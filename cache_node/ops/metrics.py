@@ -18,7 +18,7 @@ OTHER: Final = "other"
 """The label of whatever is not in its set."""
 
 TIERS: Final = frozenset(("memory", "redis", "negative", "stale", "origin", "bypass"))
-ORIGIN_FAILURES: Final = frozenset(("timeout", "unreachable", "garbage", "unready", "busy", "failing", "error"))
+ORIGIN_FAILURES: Final = frozenset(("timeout", "unreachable", "garbage", "unready", "busy", "open", "failing", "error"))
 _NO_ENTRY = ("cold", "anonymous", "expired", "ttl", "fenced", "no-lease", "no-cache", "max-age", "min-position")
 _OUTAGE = ("origin-error", "stale-if-error")
 _PASSED_ON = ("mixed", "method", "body", "origin-header", "tokenize", "refused")

@@ -36,6 +36,7 @@ def status(components: Components) -> dict[str, Any]:
         **_feed(components),
         "wait_replicas": WAIT_REPLICAS,
         "tiers": _tiers(components),
+        "origin": {"open": components.origin.is_open, "unbelieved": components.origin.counts["unbelieved"]},
         "sources": [],
         "published": _published(components),
         "workers": [{"id": settings.node_id, "pid": os.getpid()}],

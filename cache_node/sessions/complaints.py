@@ -16,6 +16,7 @@ class Complaints:
         self._logger = logger
         self._clock = clock
         self._said_at: dict[str, float] = {}
+        self._unsettled: set[str] = set()
 
     def say(self, kind: str, text: str) -> None:
         """A warning, unless this kind was said less than a minute ago."""
@@ -23,3 +24,10 @@ class Complaints:
         if now - self._said_at.get(kind, float("-inf")) >= INTERVAL_SECONDS:
             self._said_at[kind] = now
             self._logger.warning("%s", text)
+            self._unsettled.add(kind)
+
+    def over(self, kind: str, text: str) -> None:
+        """That the trouble is over, once for each time that it was said."""
+        if kind in self._unsettled:
+            self._unsettled.remove(kind)
+            self._logger.info("%s", text)

@@ -10,6 +10,10 @@ after each.]  But Kratos' driver pings what has rested for a second, so that aft
 - and is believed to be refused if a read says so that began more than a second after the first refusal,
 - unless the refusal was expected (its session was revoked, its time is over): then the first one is believed;
 - and always a probe that was sent after the 401 must have said ready.
+
+Turns to ask are the breaker's (breaker.py).  It is told of silence, refusals in an outage, garbage and 5xx; of the last
+two only if a probe does not say ready then, so that one credential's 500 does not keep the others out.  A 429 says
+neither that the origin works nor that it does not.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from yarl import URL
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
+from cache_node.sessions.breaker import FAILURES, TRIAL_SECONDS, Breaker
 from cache_node.sessions.complaints import Complaints
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
@@ -91,11 +96,11 @@ class Origin:
         self._base = url.rstrip("/")
         self._clock = clock
         self._timeout = timeout_seconds
-        self._slots = asyncio.Semaphore(concurrency)
+        self._breaker = Breaker(concurrency)
         self._readiness = Readiness(self._probe) if ready_path else None
         self._ready_path = ready_path
+        self._confirming: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._is_failing = False
         self._complaints = Complaints(logger, clock)
         self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
         """Called after each request with its status or cause of failure, and how long it took."""
@@ -104,24 +109,38 @@ class Origin:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._breaker.close()
+        if self._confirming is not None:
+            self._confirming.cancel()
         if self._readiness is not None:
             self._readiness.close()
         if self._session is not None:
             await self._session.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the breaker lets nobody through but trials."""
+        return self._breaker.is_open
+
     async def read(
-        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+        self,
+        credential: Credential,
+        *,
+        on_begin: Callable[[], None],
+        is_expected: Callable[[], bool],
+        patient: bool = True,
     ) -> OriginAnswer:
         """What the origin says of the credential: a GET with its own header and `Accept`, nothing else of any client.
 
-        `on_begin` is called right before each request is sent; `is_expected` when it was refused, see above.
+        `on_begin` is called right before each request is sent; `is_expected` when it was refused, see above.  Who is
+        not `patient` has another answer, and does not wait while the breaker is open.
         """
         headers = [credential.header(), ("Accept", "application/json")]
-        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin, is_expected)
+        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin, is_expected, patient)
 
-    async def read_anonymous(self) -> OriginAnswer:
+    async def read_anonymous(self, *, patient: bool = True) -> OriginAnswer:
         """What it says to those who present nothing; that 401 is true in an outage too."""
-        return await self._ask_in_turn("GET", WHOAMI_PATH, [("Accept", "application/json")], b"")
+        return await self._ask_anonymously("GET", WHOAMI_PATH, [("Accept", "application/json")], b"", patient)
 
     async def pass_on(
         self,
@@ -135,8 +154,8 @@ class Origin:
     ) -> OriginAnswer:
         """One client's request for that client alone, with all its headers but hop-by-hop ones."""
         if anonymous:
-            return await self._ask_in_turn(method, target, _forwarded(headers), body)
-        return await self._believed(method, target, _forwarded(headers), body, lambda: None, is_expected)
+            return await self._ask_anonymously(method, target, _forwarded(headers), body, True)
+        return await self._believed(method, target, _forwarded(headers), body, lambda: None, is_expected, True)
 
     async def _believed(
         self,
@@ -146,6 +165,7 @@ class Origin:
         body: bytes,
         on_begin: Callable[[], None],
         is_expected: Callable[[], bool],
+        patient: bool,
     ) -> OriginAnswer:
         """Ask until the answer is none that must be doubted; reads and probes together have one deadline."""
         limit = self._timeout + min(QUEUE_SECONDS, self._timeout) + DEAD_CONNECTIONS_SECONDS
@@ -153,17 +173,20 @@ class Origin:
         try:
             async with asyncio.timeout(limit):
                 for refusals in itertools.count(1):
-                    async with self._slot():
+                    async with self._turn(patient) as turn:
                         on_begin()
                         begun = self._clock.steady()
-                        answer = await self._ask(method, target, headers, body)
+                        answer = await self._ask(method, target, headers, body, turn)
                     if answer.status != 401:
                         return answer
                     if self._readiness is None:
+                        self._answered()
                         return replace(answer, believed=False)
                     surely_from = min(surely_from, self._clock.steady() + DEAD_CONNECTIONS_SECONDS)
                     if not await self._readiness.asked_now():
+                        self._failed(turn, is_answer=False)
                         break
+                    self._answered()
                     if is_expected() or begun >= surely_from:
                         return answer
                     if refusals > 1:
@@ -176,46 +199,84 @@ class Origin:
         )
         raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
 
-    async def _ask_in_turn(
+    async def _ask_anonymously(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, patient: bool
+    ) -> OriginAnswer:
+        async with self._turn(patient) as turn:
+            return await self._ask(method, target, headers, body, turn)
+
+    async def _ask(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, turn: int
+    ) -> OriginAnswer:
+        try:
+            answer = await self._observed(method, target, headers, body)
+        except OriginUnavailableError as exc:
+            self._complaints.say("failing", f"origin {self._base}: {exc}; 503 for credentials that no entry answers")
+            self._failed(turn, is_answer=exc.cause == "garbage")
+            raise
+        self._complaints.over("failing", f"origin {self._base}: answering again")
+        if answer.status == 404 or answer.is_failure:
+            hint = "is that Kratos' public URL?" if answer.status == 404 else "passed on where no entry answers"
+            self._complaints.say(str(answer.status), f"origin {self._base}: {answer.status}; {hint}")
+        if answer.status >= 500:
+            self._failed(turn, is_answer=True)
+        elif answer.status not in (401, 429):  # a 401 is judged where its probe is known
+            self._answered()
+        return answer
+
+    async def _observed(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes
     ) -> OriginAnswer:
-        async with self._slot():
-            return await self._ask(method, target, headers, body)
-
-    async def _ask(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> OriginAnswer:
         begun = self._clock.steady()
         outcome = "error"
         try:
             answer = await self._request(method, target, headers, body, self._timeout)
             outcome = str(answer.status)
-            if answer.status == 404 or answer.is_failure:
-                hint = "is that Kratos' public URL?" if answer.status == 404 else "passed on where no entry answers"
-                self._complaints.say(outcome, f"origin {self._base}: {outcome}; {hint}")
-            if self._is_failing:
-                self._is_failing = False
-                logger.info("origin %s: answering again", self._base)
             return answer
         except OriginUnavailableError as exc:
             outcome = exc.cause
-            if not self._is_failing:
-                self._is_failing = True
-                logger.warning("origin %s: %s; 503 for credentials that no entry answers", self._base, exc)
             raise
         finally:
             self.observe(outcome, self._clock.steady() - begun)
 
+    def _answered(self) -> None:
+        self._breaker.answered()
+        self._complaints.over("open", f"origin {self._base}: it works again, and is asked more with each answer")
+
+    def _failed(self, turn: int, *, is_answer: bool) -> None:
+        self._breaker.failed(turn)
+        if not self._breaker.is_suspicious:
+            return
+        if not is_answer or self._readiness is None:
+            self._open()
+        elif self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.create_task(self._confirm(self._readiness))
+
+    async def _confirm(self, readiness: Readiness) -> None:
+        if await readiness.asked_now():
+            self._breaker.forgive()
+        elif self._breaker.is_suspicious:
+            self._open()
+
+    def _open(self) -> None:
+        self._complaints.say(
+            "open",
+            f"origin {self._base}: {FAILURES} failures in a row; one read each {TRIAL_SECONDS:g} s until it works",
+        )
+        self._breaker.open()
+
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _turn(self, patient: bool) -> AsyncIterator[int]:
+        begun = self._clock.steady()
         try:
-            async with asyncio.timeout(min(QUEUE_SECONDS, self._timeout)):
-                await self._slots.acquire()
-        except TimeoutError:
-            self.observe("busy", min(QUEUE_SECONDS, self._timeout))
-            raise OriginUnavailableError("busy", "too many reads of the origin are waiting already") from None
+            turn = await self._breaker.take(min(QUEUE_SECONDS, self._timeout), patient=patient)
+        except OriginUnavailableError as exc:
+            self.observe(exc.cause, self._clock.steady() - begun)
+            raise
         try:
-            yield
+            yield turn
         finally:
-            self._slots.release()
+            self._breaker.give_back(turn)
 
     async def _request(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_seconds: float

@@ -28,14 +28,20 @@ class SessionOrigin(Protocol):
     """The authority.  Raises OriginUnavailableError when it gave no answer that may be believed."""
 
     async def read(
-        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+        self,
+        credential: Credential,
+        *,
+        on_begin: Callable[[], None],
+        is_expected: Callable[[], bool],
+        patient: bool,
     ) -> OriginAnswer:
         """What it says of the credential.
 
-        `on_begin` is called right before a request is sent; `is_expected` says whether a 401 would surprise nobody.
+        `on_begin` is called right before a request is sent; `is_expected` says whether a 401 would surprise nobody;
+        `patient`, whether to wait for an origin that does not answer just now.
         """
 
-    async def read_anonymous(self) -> OriginAnswer:
+    async def read_anonymous(self, *, patient: bool) -> OriginAnswer:
         """What it says to those who present nothing."""
 
     async def pass_on(

@@ -233,6 +233,7 @@ class Reader:
                 credential,
                 on_begin=begin_read,
                 is_expected=lambda: self._is_over(keys[0].name, credential),
+                patient=self._admitted(keys[0].name) is None,
             )
             self._check_session(answer)
         except OriginUnavailableError as exc:
@@ -334,7 +335,7 @@ class Reader:
 
     async def _fill_anonymous(self, flight: Flight[OriginAnswer]) -> OriginAnswer:
         flight.begin_read()
-        answer = await self._origin.read_anonymous()
+        answer = await self._origin.read_anonymous(patient=self._anonymous is None)
         self._check_session(answer)
         # Strangers share it, and nobody's cookie is for another.
         answer = replace(answer, headers=tuple(line for line in answer.headers if line[0] != b"set-cookie"))

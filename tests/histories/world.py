@@ -194,11 +194,11 @@ class StoppingOrigin(ScriptedOrigin):
         self._stops = stops
 
     async def read(
-        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool], patient: bool
     ) -> OriginAnswer:
         on_begin()
         await self._stops.stop("origin")
-        answer = await super().read(credential, on_begin=lambda: None, is_expected=is_expected)
+        answer = await super().read(credential, on_begin=lambda: None, is_expected=is_expected, patient=patient)
         await self._stops.stop("origin")
         return answer
 

@@ -232,12 +232,12 @@ class _Faulty(ScriptedOrigin):
     has_failed = False
 
     async def read(
-        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool], patient: bool
     ) -> OriginAnswer:
         if not self.has_failed:
             self.has_failed = True
             raise RuntimeError("a bug")
-        return await super().read(credential, on_begin=on_begin, is_expected=is_expected)
+        return await super().read(credential, on_begin=on_begin, is_expected=is_expected, patient=patient)
 
 
 async def test_a_fill_that_raises_releases_its_key() -> None:

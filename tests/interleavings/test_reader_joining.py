@@ -242,9 +242,9 @@ class _Slow(ScriptedOrigin):
     """Takes some turns of the loop for each read."""
 
     async def read(
-        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool], patient: bool
     ) -> OriginAnswer:
-        answer = await super().read(credential, on_begin=on_begin, is_expected=is_expected)
+        answer = await super().read(credential, on_begin=on_begin, is_expected=is_expected, patient=patient)
         for _ in range(5):
             await asyncio.sleep(0)
         return answer

@@ -52,6 +52,18 @@ async def test_an_entry_past_its_ttl_answers_in_an_outage() -> None:
     assert (answer.status, answer.tier, answer.detail, answer.age_seconds) == (200, "stale", "stale-if-error", 11.0)
 
 
+async def test_who_has_an_admitted_entry_does_not_wait_for_the_origin() -> None:
+    """An open breaker costs a reader whom an entry answers no time; one whose entry is dead has nothing else."""
+    node = await node_with_an_old_entry()
+    await node.read("token")
+    assert node.origin.is_patient is False
+
+    node.log.server.append(revoked("session-1"))
+    await node.follow()
+    assert await unavailable(node) == "unreachable"
+    assert node.origin.is_patient is True
+
+
 async def test_an_entry_past_its_ttl_is_a_miss_while_the_origin_answers() -> None:
     """The harmless case: nobody is given an old entry who could have a new one."""
     node = await node_with_an_old_entry()

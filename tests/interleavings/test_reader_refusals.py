@@ -131,13 +131,13 @@ class AskingTwice(ScriptedOrigin):
     """Refuses, and is asked once more when the gate opens, as a 401 that nobody expected is."""
 
     async def read(
-        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
+        self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool], patient: bool
     ) -> OriginAnswer:
         on_begin()
         assert self.gate is not None
         await self.gate.passed()
         gate, self.gate = self.gate, None
-        answer = await super().read(credential, on_begin=on_begin, is_expected=is_expected)
+        answer = await super().read(credential, on_begin=on_begin, is_expected=is_expected, patient=patient)
         self.gate = gate
         return answer
 

@@ -48,7 +48,7 @@ def test_only_what_no_tier_answered_is_a_miss() -> None:
 def test_every_word_that_the_read_path_uses_is_known() -> None:
     """The words of reader.py, whoami.py and origin.py, which a new one must be added to."""
     words = "cold anonymous expired ttl fenced no-lease no-cache max-age min-position origin-error stale-if-error"
-    words += " mixed method body origin-header tokenize refused timeout unreachable garbage unready busy"
+    words += " mixed method body origin-header tokenize refused timeout unreachable garbage unready busy open"
     assert set(words.split()) <= MISS_REASONS
 
 

@@ -6,72 +6,22 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import aiohttp
 import pytest
 
 from cache_node.errors import OriginUnavailableError
-from cache_node.feed.clock import Clock, SystemClock
+from cache_node.feed.clock import SystemClock
 from cache_node.sessions import origin as origin_module
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.origin import DEAD_CONNECTIONS_SECONDS, MAX_ANSWER_BYTES, Origin, OriginAnswer
 from tests.fakes import Gate, ManualClock
-from tests.sessions.raw_origin import OK, READY_PATH, REFUSED, Peer, RawOrigin, gated, http, silence
+from tests.raw_origin import OK, READY_PATH, REFUSED, Peer, RawOrigin, gated, http, silence
+from tests.sessions.asking import TOKEN, cause, never, origin_to, read
 from tests.waiting import eventually
 
-TOKEN = Credential("token", b"ory_st_secret")
 READY, NOT_READY = http(200, b'{"status":"ok"}'), http(503)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[RawOrigin]:
-    async with RawOrigin().listening() as listening:
-        yield listening
-
-
-@asynccontextmanager
-async def origin_to(
-    server: RawOrigin,
-    *,
-    timeout_seconds: float = 5.0,
-    concurrency: int = 64,
-    ready_path: str = READY_PATH,
-    clock: Clock | None = None,
-) -> AsyncIterator[Origin]:
-    origin = Origin(
-        server.url,
-        clock or ManualClock(),
-        timeout_seconds=timeout_seconds,
-        concurrency=concurrency,
-        ready_path=ready_path,
-    )
-    try:
-        yield origin
-    finally:
-        await origin.aclose()
-
-
-def never() -> bool:
-    """Nobody knows why a 401 is said."""
-    return False
-
-
-def nothing() -> None:
-    """Nobody minds when a read begins."""
-
-
-async def read(origin: Origin, credential: Credential = TOKEN, *, expected: bool = False) -> OriginAnswer:
-    return await origin.read(credential, on_begin=nothing, is_expected=lambda: expected)
-
-
-async def cause(origin: Origin, credential: Credential = TOKEN) -> str:
-    """Why there is no answer."""
-    with pytest.raises(OriginUnavailableError) as caught:
-        await read(origin, credential)
-    assert "secret" not in str(caught.value), "no credential in any message"
-    return caught.value.cause
 
 
 # What is sent ---------------------------------------------------------------------------------------------------------

@@ -46,13 +46,17 @@ class Peer:
 
 
 class RawOrigin:
-    """Records requests as they came; `replies` and `probes` say what is answered, in turn, the last one for ever."""
+    """Records requests as they came; `replies` and `probes` say what is answered, in turn, the last one for ever.
+
+    `by_token` comes first: what is answered to requests that hold these bytes.
+    """
 
     def __init__(self) -> None:
         self.url = ""
         self.port = 0
         self.replies: list[Reply] = [OK]
         self.probes: list[Reply] = [http(200)]
+        self.by_token: dict[bytes, Reply] = {}
         self.requests: list[bytes] = []
         self.probed = 0
         self.connections: list[Peer] = []
@@ -84,7 +88,9 @@ class RawOrigin:
         else:
             self.requests.append(request)
         replies = self.probes if is_probe else self.replies
-        reply = replies.pop(0) if len(replies) > 1 else replies[0]
+        reply = next((reply for token, reply in self.by_token.items() if token in request), None)
+        if reply is None:
+            reply = replies.pop(0) if len(replies) > 1 else replies[0]
         if isinstance(reply, bytes):
             await peer.send(reply)
         else:
