@@ -28,6 +28,7 @@ DRAIN_SECONDS: Final = 10.0
 # What clients had sent when the drain began is read within this; then connections without a request end.
 _GRACE_SECONDS = 0.05
 _DRAIN_POLL_SECONDS = 0.01
+_DATE_SECONDS = 1.0
 # An application that is cancelled may still say why.
 _LAST_WORD_SECONDS = 0.25
 
@@ -109,7 +110,7 @@ class HttpServer:
 
     def _renew_date(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
-        self._date_timer = loop.call_later(1.0, self._renew_date, loop)
+        self._date_timer = loop.call_later(_DATE_SECONDS, self._renew_date, loop)
 
     async def _let_finish(self, *, cut_off: bool = False) -> None:
         cancelled: set[asyncio.Task[None]] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 import uvloop
 
 from cache_node.errors import CacheNodeError
+from cache_node.http import server
 from cache_node.http.protocol import HEAD_BYTES, HEAD_SECONDS
 from cache_node.http.server import HttpServer, address_of, bind
 from tests.waiting import eventually
@@ -154,16 +156,20 @@ async def test_it_answers_with_a_date_and_without_a_server() -> None:
 
 @on_each_loop
 async def test_the_date_goes_on() -> None:
-    async with serving(Gate()) as site:
-        client = await site.connect()
-        dates = set()
+    days = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "_DATE_SECONDS", 0.001)
+        patch.setattr(server, "formatdate", lambda usegmt: f"day {next(days)}")
+        async with serving(Gate()) as site:
+            client = await site.connect()
+            dates = set()
 
-        async def has_gone_on() -> bool:
-            await client.send(GET)
-            dates.add((await client.answer())[1]["date"])
-            return len(dates) > 1
+            async def has_gone_on() -> bool:
+                await client.send(GET)
+                dates.add((await client.answer())[1]["date"])
+                return len(dates) > 2
 
-        await eventually(has_gone_on, lambda: f"still {dates}", DEADLINE_SECONDS)
+            await eventually(has_gone_on, lambda: f"still {dates}", DEADLINE_SECONDS)
 
 
 @on_each_loop
