@@ -10,6 +10,7 @@ import pytest
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.sessions import breaker as breaker_module
+from cache_node.sessions import origin as origin_module
 from cache_node.sessions.breaker import FAILURES, Breaker
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.origin import Origin
@@ -25,6 +26,13 @@ READY, NOT_READY = http(200, b'{"status":"ok"}'), http(503)
 def no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """One trial follows an opening at once; this takes all further ones away."""
     monkeypatch.setattr(breaker_module, "TRIAL_SECONDS", 3600.0)
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a turn waits for as long as it takes on a busy machine."""
+    monkeypatch.setattr(origin_module, "QUEUE_SECONDS", 60.0)
+    monkeypatch.setattr(breaker_module, "OPEN_WAIT_SECONDS", 60.0)
 
 
 async def reset_at_once(peer: Peer) -> None:
@@ -169,10 +177,10 @@ async def test_the_log_says_it_once_and_says_the_end(server: RawOrigin, caplog: 
 # While it is open -----------------------------------------------------------------------------------------------------
 
 
-async def test_one_read_at_a_time_sees_whether_it_answers_again(server: RawOrigin) -> None:
+async def test_one_read_at_a_time_sees_whether_it_answers_again(server: RawOrigin, patience: None) -> None:
     """A hundred wait, and all get their answer when the first trial after the outage has one."""
     server.replies = [reset_at_once]
-    async with origin_to(server) as origin:
+    async with origin_to(server, timeout_seconds=60) as origin:
         await opened(origin)
         server.replies = [OK]
         answers = await asyncio.gather(*(read(origin, Credential("token", b"t%d" % n)) for n in range(100)))
@@ -233,7 +241,7 @@ async def test_who_has_none_waits_for_a_trial_but_not_for_long(
 # How they come back ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_storm_on_recovery_reaches_the_origin_little_by_little(server: RawOrigin) -> None:
+async def test_a_storm_on_recovery_reaches_the_origin_little_by_little(server: RawOrigin, patience: None) -> None:
     """After n answers there are never more than n + 1 reads at once, up to the limit."""
     answered = running = 0
     excess: list[tuple[int, int]] = []
@@ -252,7 +260,7 @@ async def test_a_storm_on_recovery_reaches_the_origin_little_by_little(server: R
         await peer.send(OK)
 
     server.replies = [reset_at_once]
-    async with origin_to(server, concurrency=16) as origin:
+    async with origin_to(server, concurrency=16, timeout_seconds=60) as origin:
         await opened(origin)
         server.replies = [serve]
         answers = await asyncio.gather(*(read(origin, Credential("token", b"t%d" % n)) for n in range(300)))
