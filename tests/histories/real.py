@@ -16,7 +16,7 @@ from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryReading
 from tests.fakes import ScriptedNode
 from tests.histories.machine import Histories
-from tests.histories.world import PAGE_ENTRIES, Fault, World
+from tests.histories.world import Fault, World
 
 _numbers = itertools.count()
 
@@ -60,7 +60,6 @@ class RealWorld(World):
         self.is_cut = False
         self._redis: Any = Redis(port=valkey.port)
         super().__init__()
-        self._pages.setattr("cache_node.feed.log.PAGE_ENTRIES", PAGE_ENTRIES)
 
     def log_of(self, node: ScriptedNode) -> Log:
         return CutLog(self)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,18 +83,6 @@ class Fault(Enum):
     FAIL_BACK = "the old primary is the primary again"
     CLOCK_BACK = "the server's clock steps back by an hour"
     LOSE_REGISTRY = "the nodes registry is deleted"
-
-
-@dataclass
-class Server(LogServer):
-    """May refuse to write, as a replica does, or a primary that was cut off in time, and still be read from."""
-
-    writes: bool = True
-
-    def current(self, shown: int) -> Position:
-        if not self.writes:
-            raise FeedUnavailableError("the scripted server may not write")
-        return super().current(shown)
 
 
 @dataclass
@@ -232,13 +219,14 @@ class World:
 
     def __init__(self) -> None:
         self._pages = pytest.MonkeyPatch()
-        self._pages.setattr("cache_node.feed.follower.PAGE_ENTRIES", PAGE_ENTRIES)
+        for room in ("follower", "log"):
+            self._pages.setattr(f"cache_node.feed.{room}.PAGE_ENTRIES", PAGE_ENTRIES)
         self.clock = ManualClock()
         self.stops = Stops()
         self.origin = StoppingOrigin(self.clock, self.stops)
         self.session = self.origin.add("token")
         self.stored: dict[bytes, bytes] = {}
-        self.servers = [Server(time_us=self._time_us(), dice=random.Random(0))]
+        self.servers = [LogServer()]
         self.is_redis_away = False
         self.changes: list[Change] = []
         self.requests: list[Request] = []
@@ -260,7 +248,6 @@ class World:
             window_seconds=4.0 if is_small else 900.0,
             max_ids=16 if is_small else 1000,
         )
-        node.log.page_entries = PAGE_ENTRIES
         node.follower._log = StoppingLog(self.log_of(node), self.stops)
         node.redis = StoppingMemory(self.stored, self.stops, lambda: self.is_redis_away)
         node.reader._redis = node.redis
@@ -424,10 +411,7 @@ class World:
 
     # Time and faults --------------------------------------------------------------------------------------------------
 
-    def _time_us(self) -> int:
-        return 1_800_000_000_000_000 + round(self.clock.steady() * 1e6)
-
-    def server(self, index: int) -> Server:
+    def server(self, index: int) -> LogServer:
         server = self.servers[index % len(self.servers)]
         server.time_us += 1
         return server
@@ -476,7 +460,6 @@ class World:
             case Fault.REPLICATE if len(self.servers) == 1:
                 first.writes = False
                 promoted = first.replica(without_last=min(1, len(first.stream)))
-                assert isinstance(promoted, Server)
                 promoted.writes, promoted.available = False, True
                 promoted.time_us += 777  # no two clocks show the same microsecond
                 self.servers.append(promoted)
