@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -139,7 +138,8 @@ class LogServer(Keyspace):
     def replica(self, *, without_last: int = 0) -> Self:
         """A copy that is promoted: it has all but the last entries, and another replication id."""
         promoted = copy.deepcopy(self)
-        promoted.replid, promoted.scripts = secrets.token_hex(20), {}
+        promoted.scripts = {}
+        promoted.begin_history()
         if without_last:
             kept = promoted.stream[:-without_last]
             promoted.end_at(kept[-1][0][1] if kept else 0)
@@ -311,6 +311,7 @@ class ScriptedOrigin:
             "expires_at": session.expires_at,
             "identity": {"id": session.identity_id, "traits": {"version": session.version}},
             "padding": "x" * self.padding_bytes,
+            "read": self.reads,
         }
         headers = [(b"content-type", b"application/json; charset=utf-8"), *self.extra_headers]
         if self.set_cookie:

@@ -24,7 +24,7 @@ Fields = dict[bytes, bytes]
 Row = tuple[Id, Fields]
 
 _NEWEST: Id = (2**64 - 1, 2**64 - 1)
-_WRITING = frozenset((b"DEL", b"HSET", b"HDEL", b"XADD", b"XTRIM"))
+_WRITING = frozenset((b"DEL", b"FLUSHALL", b"HSET", b"HDEL", b"XADD", b"XDEL", b"XTRIM"))
 
 
 @dataclass
@@ -40,8 +40,9 @@ class Keyspace:
 
     def __init__(self) -> None:
         self.time_us = 1_800_000_000_000_000
-        self.replid = secrets.token_hex(20)
+        self.begin_history()
         self.available = True
+        """Whether those who are connected to it reach it."""
         self.writes = True
         """False: a replica, or a primary that was cut off in time; it refuses to write, and can still be read."""
         self.hashes: dict[bytes, Fields] = {}
@@ -56,13 +57,15 @@ class Keyspace:
         """A new process without data."""
         self.flushall()
         self.scripts = {}
+        self.begin_history()
+
+    def begin_history(self) -> None:
+        """What a server does that starts, or becomes a primary."""
         self.replid = secrets.token_hex(20)
 
     def execute(self, *command: bytes | str | int) -> Any:
         """The reply, as bytes, ints, None and lists of these; raises RedisError."""
         name, *args = [part if isinstance(part, bytes) else str(part).encode() for part in command]
-        if not self.available:
-            raise RedisConnectionError("the scripted server is away")
         if name in _WRITING and not self.writes:
             raise ReadOnlyError("the scripted server may not write")
         return getattr(self, f"_{name.decode().lower()}")(*args)
@@ -150,6 +153,12 @@ class Keyspace:
         self.streams[key] = stream
         return id_
 
+    def _xdel(self, key: bytes, *ids: bytes) -> int:
+        stream = self.streams.get(key, Stream())
+        before = len(stream.rows)
+        stream.rows[:] = [row for row in stream.rows if row[0] not in {_id(id_) for id_ in ids}]
+        return before - len(stream.rows)
+
     def _xtrim(self, key: bytes, by: bytes, *how_and_id: bytes) -> int:
         stream = self.streams.get(key, Stream())
         before = len(stream.rows)
@@ -211,6 +220,13 @@ def _from_lua(value: Any) -> Any:
     return None if value is False else int(value) if isinstance(value, float | bool) else value
 
 
+def reached(server: Keyspace) -> Keyspace:
+    """The server, over a connection; raises ConnectionError if there is no way to it."""
+    if not server.available:
+        raise RedisConnectionError("the scripted server is away")
+    return server
+
+
 class InProcessRedis:
     """What `RedisLog` asks of redis-py, of the server that `server()` is then; nothing here waits."""
 
@@ -219,29 +235,31 @@ class InProcessRedis:
         self._rows_server = rows_server or server
         """The one that rows are read from, newest first."""
 
+    def _execute(self, *command: Any) -> Any:
+        return reached(self._server()).execute(*command)
+
     async def aclose(self) -> None:
         pass
 
     async def eval(self, text: str, count: int, *args: Any) -> Any:
-        return self._server().execute("EVAL", text, count, *args)
+        return self._execute("EVAL", text, count, *args)
 
     async def evalsha(self, sha: str, count: int, *args: Any) -> Any:
-        return self._server().execute("EVALSHA", sha, count, *args)
+        return self._execute("EVALSHA", sha, count, *args)
 
     async def script_load(self, text: str) -> Any:
-        return self._server().execute("SCRIPT", "LOAD", text)
+        return self._execute("SCRIPT", "LOAD", text)
 
     async def hdel(self, key: str, name: bytes) -> Any:
-        return self._server().execute("HDEL", key, name)
+        return self._execute("HDEL", key, name)
 
     async def xread(self, after: dict[str, str], *, count: int, block: int) -> list[Any]:
         return [
-            (key, _rows(self._server().execute("XRANGE", key, f"({id_}", "+", "COUNT", count)))
-            for key, id_ in after.items()
+            (key, _rows(self._execute("XRANGE", key, f"({id_}", "+", "COUNT", count))) for key, id_ in after.items()
         ]
 
     async def xrevrange(self, key: str, last: str, first: str, count: int) -> list[Any]:
-        return _rows(self._rows_server().execute("XREVRANGE", key, last, first, "COUNT", count))
+        return _rows(reached(self._rows_server()).execute("XREVRANGE", key, last, first, "COUNT", count))
 
     def pipeline(self, *, transaction: bool) -> _Transaction:
         return _Transaction(self._server())
@@ -267,7 +285,8 @@ class _Transaction:
         return self
 
     async def execute(self) -> list[Any]:
-        return [parse(self._server.execute(*command)) for parse, command in self._commands]
+        server = reached(self._server)
+        return [parse(server.execute(*command)) for parse, command in self._commands]
 
 
 def _rows(reply: Sequence[Any]) -> list[tuple[bytes, Fields]]:

@@ -9,19 +9,26 @@ from collections.abc import Awaitable, Callable
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.histories.world import Demand, Fault, Kind, World
+from tests.histories.world import Demand, Fault, Kind, Mood, Told, World
 
 nodes = st.sampled_from([0, 1])
 servers = st.sampled_from([0, 1])
 few = st.sampled_from([0, 1, 2])
 now_and_then = st.sampled_from([False, False, False, False, True])
 
+kinds = st.sampled_from(Kind)
+tellings = st.sampled_from([*[Told.PLAINLY] * 4, *Told])
+maybe = st.sampled_from([*[None] * 8, *range(8)])
+"""Which of the climate's faults, if any."""
+
 CLIMATES: tuple[tuple[Fault, ...], ...] = (
     (),
     (),
     (Fault.TRIM, Fault.CUT, Fault.HOLE),
-    (Fault.FLUSHALL, Fault.RESTART_EMPTY, Fault.CLOCK_BACK),
+    (Fault.FLUSHALL, Fault.RESTART_EMPTY, Fault.LOSE_GENERATION, Fault.LOSE_NUMBER),
+    (Fault.FLUSHALL, Fault.RESTART_EMPTY, Fault.LOSE_GENERATION, Fault.CLOCK_BACK),
     (Fault.REPLICATE, Fault.PROMOTE, Fault.FAIL_BACK),
+    (Fault.LOSE_REGISTRY, Fault.FOREIGN, Fault.BEYOND),
     tuple(Fault),
 )
 
@@ -57,6 +64,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self, faults: tuple[Fault, ...], is_small: bool) -> None:
         """Two nodes that follow; a climate keeps histories from being nothing but ruins."""
         self.faults = faults
+        self.world.agree(faults)
 
         async def start() -> None:
             await self.world.replace(1, in_order=True, is_small=is_small)
@@ -71,7 +79,8 @@ class Histories(RuleBasedStateMachine):
         async def epilogue() -> None:
             world = self.world
             await world.let_all_go_on()
-            world.origin.down = world.is_redis_away = False
+            world.turn(Mood.WELL)
+            world.is_redis_away = False
             for seconds in (0.5, 6.0):
                 await world.live(seconds, world.primary, is_asked=True)
                 for node in (0, 1):
@@ -88,31 +97,35 @@ class Histories(RuleBasedStateMachine):
 
     # The session ------------------------------------------------------------------------------------------------------
 
-    @rule(kind=st.sampled_from(Kind))
-    def commit(self, kind: Kind) -> None:
-        self._do(lambda: self.world.commit(kind))
+    @rule(kind=kinds, ends_soon=now_and_then)
+    def commit(self, kind: Kind, ends_soon: bool) -> None:
+        self._do(lambda: self.world.commit(kind, ends_soon=ends_soon))
 
     @precondition(lambda self: self.world.unpublished)
-    @rule(which=few, others=few, server=servers)
-    def publish(self, which: int, others: int, server: int) -> None:
-        self._do(lambda: self.world.publish(which, others, server))
+    @rule(which=few, others=few, server=servers, told=tellings)
+    def publish(self, which: int, others: int, server: int, told: Told) -> None:
+        self._do(lambda: self.world.publish(which, others, server, told))
 
-    @rule(which=st.integers(0, 39), server=servers)
-    def publish_noise(self, which: int, server: int) -> None:
-        self._do(lambda: self.world.publish_noise(which, server))
+    @rule(which=st.integers(0, 39), server=servers, many=st.sampled_from([1, 1, 3, 20]))
+    def publish_noise(self, which: int, server: int, many: int) -> None:
+        self._do(lambda: self.world.publish_noise(which, server, many))
+
+    @rule()
+    def begin_publisher(self) -> None:
+        self._do(self.world.begin_publisher)
 
     @precondition(lambda self: self.world.changes)
-    @rule(server=servers)
-    def ask_for_receipts(self, server: int) -> None:
-        self._do(lambda: self.world.ask_for_receipts(server))
+    @rule(server=servers, is_slow=st.booleans())
+    def ask_for_receipts(self, server: int, is_slow: bool) -> None:
+        self._do(lambda: self.world.ask_for_receipts(server, is_slow=is_slow))
 
-    @rule(kind=st.sampled_from(Kind), server=servers)
-    def commit_and_publish(self, kind: Kind, server: int) -> None:
-        async def change() -> None:
-            self.world.commit(kind)
-            await self.world.publish(-1, 0, server)
+    @rule(kind=kinds, server=servers, told=tellings)
+    def commit_and_publish(self, kind: Kind, server: int, told: Told) -> None:
+        self._do(lambda: self._change(kind, server, told))
 
-        self._do(change)
+    async def _change(self, kind: Kind, server: int, told: Told = Told.PLAINLY) -> None:
+        self.world.commit(kind)
+        await self.world.publish(-1, 0, server, told)
 
     # Nodes ------------------------------------------------------------------------------------------------------------
 
@@ -129,15 +142,25 @@ class Histories(RuleBasedStateMachine):
 
         self._do(ask)
 
-    @rule(node=nodes, server=servers)
-    def confirm(self, node: int, server: int) -> None:
-        self._do(lambda: self.world.confirm(node, server))
+    @precondition(lambda self: self.world.left)
+    @rule(which=few)
+    def request_of_one_that_left(self, which: int) -> None:
+        self._do(lambda: self.world.request_of(self.world.left[which % len(self.world.left)]))
+
+    @precondition(lambda self: self.world.requests)
+    @rule(which=few)
+    def client_goes_away(self, which: int) -> None:
+        self._do(lambda: self.world.client_goes_away(which))
+
+    @rule(node=nodes, server=servers, overlaps=now_and_then)
+    def confirm(self, node: int, server: int, overlaps: bool) -> None:
+        self._do(lambda: self.world.confirm(node, server, overlaps=overlaps))
 
     @rule(node=nodes, server=servers)
     def follow(self, node: int, server: int) -> None:
         self._do(lambda: self.world.follow(node, server))
 
-    @rule(node=nodes, server=servers, kind=st.sampled_from(Kind), seconds=st.sampled_from([0.6, 1.2, 1.9]))
+    @rule(node=nodes, server=servers, kind=kinds, seconds=st.sampled_from([0.6, 1.2, 1.9]))
     def slow_confirm(self, node: int, server: int, kind: Kind, seconds: float) -> None:
         """The reply of a confirm is long on its way; what is published behind it is not in it."""
 
@@ -145,8 +168,7 @@ class Histories(RuleBasedStateMachine):
             world = self.world
             world.confirm(node, server)
             await world.settle()
-            world.commit(kind)
-            await world.publish(-1, 0, server)
+            await self._change(kind, server)
             world.time_passes(seconds)
             await world.let_all_go_on()
 
@@ -164,6 +186,15 @@ class Histories(RuleBasedStateMachine):
     def replace(self, node: int, in_order: bool, is_small: bool) -> None:
         self._do(lambda: self.world.replace(node, in_order=in_order, is_small=is_small))
 
+    @precondition(lambda self: self.faults)
+    @rule(node=nodes, region=st.sampled_from(["0", "default"]))
+    def update(self, node: int, region: str) -> None:
+        self._do(lambda: self.world.update(node, region))
+
+    @rule(node=nodes)
+    def sweep(self, node: int) -> None:
+        self._do(lambda: self.world.sweep(node))
+
     @precondition(lambda self: self.world.stops.waiting)
     @rule(which=st.integers(0, 7), is_lost=now_and_then)
     def go_on(self, which: int, is_lost: bool) -> None:
@@ -176,7 +207,7 @@ class Histories(RuleBasedStateMachine):
 
     # Time and faults --------------------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([0.01, 0.3, 0.6, 1.2, 2.5]))
+    @rule(seconds=st.sampled_from([0.01, 0.3, 0.6, 1.2, 2.005, 2.5]))
     def time_passes(self, seconds: float) -> None:
         self._do(lambda: self.world.time_passes(seconds))
 
@@ -195,22 +226,6 @@ class Histories(RuleBasedStateMachine):
     def fault(self, which: int) -> None:
         self._do(lambda: self.world.fault(self.faults[which % len(self.faults)]))
 
-    @rule(node=nodes, server=servers, kind=st.sampled_from(Kind), which=st.integers(0, 7))
-    def change_that_is_lost_on_the_way(self, node: int, server: int, kind: Kind, which: int) -> None:
-        """A wake-up brings the event behind it only; or the feed itself loses it."""
-
-        async def lose() -> None:
-            world = self.world
-            world.commit(kind)
-            await world.publish(-1, 0, server)
-            await world.publish_noise(7, server)
-            if self.faults:
-                await world.fault(self.faults[which % len(self.faults)])
-            await world.wake_up(node, server, -1)
-            world.request(node, Demand.PLAIN)
-
-        self._do(lose)
-
     @precondition(lambda self: self.faults)
     @rule()
     def redis_tier_goes_or_comes(self) -> None:
@@ -220,9 +235,152 @@ class Histories(RuleBasedStateMachine):
         self._do(toggle)
 
     @precondition(lambda self: self.faults)
-    @rule()
-    def origin_goes_or_comes(self) -> None:
-        def toggle() -> None:
-            self.world.origin.down = not self.world.origin.down
+    @rule(mood=st.sampled_from([Mood.WELL, *Mood]))
+    def origin_turns(self, mood: Mood) -> None:
+        self._do(lambda: self.world.turn(mood))
 
-        self._do(toggle)
+    async def _fault(self, which: int | None) -> None:
+        if which is not None and self.faults:
+            await self.world.fault(self.faults[which % len(self.faults)])
+
+    # Where it has gone wrong before, or might -------------------------------------------------------------------------
+
+    @rule(node=nodes, server=servers, kind=kinds, which=maybe)
+    def change_that_is_lost_on_the_way(self, node: int, server: int, kind: Kind, which: int | None) -> None:
+        """A wake-up brings the event behind it only; or the feed itself loses it."""
+
+        async def lose() -> None:
+            await self._change(kind, server)
+            await self.world.publish_noise(7, server)
+            await self._fault(which)
+            await self.world.wake_up(node, server, -1)
+            self.world.request(node)
+
+        self._do(lose)
+
+    @rule(node=nodes, server=servers, kind=kinds, told=tellings, which=maybe, is_lost=now_and_then)
+    def change_that_one_node_applies(
+        self, node: int, server: int, kind: Kind, told: Told, which: int | None, is_lost: bool
+    ) -> None:
+        """The other one is asked, once there is a receipt."""
+
+        async def change() -> None:
+            world = self.world
+            await self._fault(which)
+            if is_lost:
+                await world.confirm_once(node, server, is_lost=True)
+            await self._change(kind, server, told)
+            await world.follow(node, server)
+            await world.ask_for_receipts(server)
+            world.request(1 - node)
+
+        self._do(change)
+
+    @rule(node=nodes, server=servers, kind=kinds, which=st.integers(0, 7), comes_first=st.booleans(), seconds=few)
+    def history_begins_anew(
+        self, node: int, server: int, kind: Kind, which: int, comes_first: bool, seconds: int
+    ) -> None:
+        """Its numbers reach those of a node that was away; the other one may have come first."""
+
+        async def begin() -> None:
+            world = self.world
+            await self._fault(which)
+            if comes_first:
+                await world.follow(1 - node, server)
+            await self._change(kind, server)
+            applied = world.nodes[node].fence.position
+            for _ in range(min(20, applied.number if applied else 0)):
+                await world.publish_noise(7, server)
+            await world.live(float(seconds), server, is_asked=False)
+            world.request(node)
+
+        self._do(begin)
+
+    @rule(node=nodes, server=servers, is_small=st.booleans(), which=maybe)
+    def another_node_reads_back(self, node: int, server: int, is_small: bool, which: int | None) -> None:
+        """It takes what its neighbours left in Redis."""
+
+        async def begin() -> None:
+            world = self.world
+            await world.replace(node, in_order=False, is_small=is_small)
+            await world.follow(node, server)
+            await self._fault(which)
+            world.replay(node, server)
+            await world.settle()
+            await world.let_go_on("replay")
+            world.request(node)
+            await world.settle()
+            await world.let_all_go_on()
+
+        self._do(begin)
+
+    @rule(node=nodes, server=servers, kind=kinds, told=tellings, seconds=few)
+    def change_behind_a_page(self, node: int, server: int, kind: Kind, told: Told, seconds: int) -> None:
+        """The node is so far behind that one confirm does not bring it."""
+
+        async def fall_behind() -> None:
+            world = self.world
+            for _ in range(3):
+                await world.publish_noise(7, server)
+            await self._change(kind, server, told)
+            world.time_passes(seconds * 1.25)
+            await world.confirm_once(node, server)
+            world.request(node)
+
+        self._do(fall_behind)
+
+    @rule(node=nodes, server=servers, kind=kinds, confirms=st.booleans())
+    def change_after_a_node_left(self, node: int, server: int, kind: Kind, confirms: bool) -> None:
+        """It is asked once more; the reply to a confirm of its may come meanwhile."""
+
+        async def leave() -> None:
+            world = self.world
+            if confirms:
+                world.confirm(node, server)
+                await world.settle()
+            await world.replace(node, in_order=True, is_small=False)
+            await world.let_go_on("confirm")
+            await self._change(kind, server)
+            await world.follow(1 - node, server)
+            await world.ask_for_receipts(server)
+            world.request_of(world.left[-1])
+
+        self._do(leave)
+
+    @rule(node=nodes, server=servers, kind=kinds)
+    def change_after_a_sweep(self, node: int, server: int, kind: Kind) -> None:
+        """A node that was taken for dead confirms just when it is swept away."""
+
+        async def sweep() -> None:
+            world = self.world
+            for _ in range(2):
+                world.sweep(node)
+                await world.settle()
+                await world.let_go_on("registry")
+                world.time_passes(3610.0)
+                await world.follow(node, server)
+            world.sweep(node)
+            await world.settle()
+            await world.follow(1 - node, server)
+            world.request(1 - node)
+            await world.settle()
+            await world.let_all_go_on()
+            await self._change(kind, server)
+            await world.follow(node, server)
+            await world.ask_for_receipts(server)
+            world.request(1 - node)
+
+        self._do(sweep)
+
+    @rule(node=nodes, server=servers, kind=kinds)
+    def change_that_cannot_be_remembered(self, node: int, server: int, kind: Kind) -> None:
+        """The fence has no memory for it just then."""
+
+        async def fail() -> None:
+            await self._change(kind, server)
+            with self.world.out_of_memory(node):
+                await self.world.confirm_once(node, server)
+            await self.world.follow(node, server)
+            self.world.request(node)
+
+        self._do(fail)

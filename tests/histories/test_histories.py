@@ -17,7 +17,7 @@ STEPS_ON_A_VALKEY = 1_000
 def test_no_history_breaks_a_promise() -> None:
     """Whatever the order of things, and whichever of the faults; and what the promises are about did happen."""
     TOTALS.clear()
-    run(STEPS, 0)
+    run(0, steps=STEPS)
 
     assert TOTALS["steps"] >= STEPS
     for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
@@ -29,7 +29,7 @@ def test_no_history_on_a_real_server_breaks_a_promise() -> None:
     """The scripts and streams of a real one."""
     TOTALS.clear()
     with EmbeddedValkey() as RealHistories.valkey:
-        run(STEPS_ON_A_VALKEY, 0, RealHistories)
+        run(0, RealHistories, steps=STEPS_ON_A_VALKEY)
 
     assert TOTALS["steps"] >= STEPS_ON_A_VALKEY
     for what in ("memory", "redis", "published"):

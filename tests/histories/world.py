@@ -3,41 +3,55 @@
 Everything stops wherever it awaits, and goes on when it is told to.  The truth is a list: which version of the session
 was committed, published, acknowledged and receipted when.  The promises are those of the protocol's model:
 
-1. a cached answer shows every change that was acknowledged max_staleness ago, and every one whose event is applied;
+1. a cached answer shows every change that was acknowledged max_staleness ago, and every one whose event is applied or
+   was heard of;
 2. after a receipt no request gets an older answer, nor does one that demands the position of a publish;
-3. any other answer is the origin's, read after the request began.
+3. any other answer is the origin's, read after the request began;
+4. no cached answer is given past its session's end, its TTL, the age that was demanded, or to anybody where the origin
+   set a cookie with it;
+5. a server that can be reached takes every event, an origin that is well has an answer for everybody, and is asked by
+   one node for one credential once at a time; a fence keeps to its cap.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
+from cache_node.environment import PublisherSettings
 from cache_node.errors import FeedUnavailableError, OriginUnavailableError
+from cache_node.feed import scripts
 from cache_node.feed.events import Event, FeedEntry
-from cache_node.feed.log import Confirmation, Log
+from cache_node.feed.log import Confirmation, Log, RedisLog
 from cache_node.feed.position import Position
-from cache_node.feed.registry import RegistryReading, RegistryWatch
+from cache_node.feed.registry import Membership, RegistryReading, RegistryWatch
 from cache_node.sessions.answer import Answer, Wants
 from cache_node.sessions.credential import Credential
-from cache_node.sessions.entry import Entry
+from cache_node.sessions.entry import CLOCK_TOLERANCE_SECONDS, Entry
 from cache_node.sessions.keys import Key
 from cache_node.sessions.origin import OriginAnswer
+from cache_node.sessions.reader import REFUSAL_SECONDS
+from cache_node.sources.publisher import ATTEMPT_SECONDS, AsyncPublisher
 from cache_node.sources.receipt import ReceiptWait
 from tests.fakes import (
     MAX_STALENESS_SECONDS,
+    NAMES,
     LogServer,
     ManualClock,
     ScriptedLog,
     ScriptedNode,
     ScriptedOrigin,
+    ScriptedSession,
     SharedMemory,
     changed,
     flush,
@@ -50,6 +64,16 @@ PAGE_ENTRIES = 2
 """Of a confirm: pages that do not reach the end are where a lease could be granted too early."""
 MAX_TURNS = 200
 """Turns of the loop after which everybody who was let go must stand somewhere again."""
+
+
+MAX_IDS = {True: 16, False: 1000}
+"""What the fences of small nodes and of others remember at most."""
+SESSION_ID = "0a1b2c3d-0000-4000-8000-00000000c0de"
+IDENTITY_ID = "0a1b2c3d-0000-4000-8000-0000000000ff"
+TTL_SECONDS = 900.0
+STALE_IF_ERROR_SECONDS = 3600.0
+RATES = (0.996, 1.004)
+"""How fast the clocks of the two nodes run, by that of the publisher: less than DRIFT apart."""
 
 
 class Kind(Enum):
@@ -70,6 +94,24 @@ class Demand(Enum):
     MIN_POSITION = "the position of the last publish"
 
 
+class Told(Enum):
+    """How the event of a change is written."""
+
+    PLAINLY = "as this version does"
+    BY_ANOTHER_VERSION = "so that this one would take it for an event of strangers"
+    IN_CAPITALS = "by a publisher of another make, which leaves ids as they are"
+
+
+class Mood(Enum):
+    """What the origin does."""
+
+    WELL = "it answers"
+    DOWN = "it cannot be reached"
+    FAILING = "it answers 500"
+    NO_SESSION = "its 200 is an error page of something in between"
+    SETTING_COOKIES = "its answers set one"
+
+
 class Fault(Enum):
     """What happens to the feed's servers."""
 
@@ -78,11 +120,15 @@ class Fault(Enum):
     CUT = "the primary does not answer, until it is cut again"
     TRIM = "all but the last entry is trimmed away"
     HOLE = "the last entry but one is deleted"
-    REPLICATE = "the primary is cut off from its clients; a replica without its last entry waits"
-    PROMOTE = "that replica is the primary now"
+    REPLICATE = "there is a replica, which hears nothing more from now on; it can be read"
+    PROMOTE = "the primary may write no more, and that replica is the primary now"
     FAIL_BACK = "the old primary is the primary again"
     CLOCK_BACK = "the server's clock steps back by an hour"
     LOSE_REGISTRY = "the nodes registry is deleted"
+    LOSE_GENERATION = "what is stored of the generation is deleted"
+    LOSE_NUMBER = "the feed is deleted, and of the generation its number"
+    FOREIGN = "somebody puts an entry behind the last by hand"
+    BEYOND = "the same, with an id of which Lua cannot count on"
 
 
 @dataclass
@@ -121,7 +167,8 @@ class Stops:
 
 
 class StoppingLog:
-    """A `Log` whose confirms and pages stop between the server and the node; there a confirm's reply may be lost."""
+    """A `Log` whose confirms, pages and readings of the registry stop between the server and the node; there a
+    confirm's reply may be lost."""
 
     def __init__(self, log: Log, stops: Stops) -> None:
         self.log = log
@@ -145,10 +192,14 @@ class StoppingLog:
         return await self.log.wake_up(after, block_seconds)
 
     async def ask_registry(self, shown_generation: int) -> RegistryReading:
-        return await self.log.ask_registry(shown_generation)
+        with self._stops.away():
+            reading = await self.log.ask_registry(shown_generation)
+        await self._stops.stop("registry")
+        return reading
 
     async def forget(self, field: bytes, record: bytes | None = None) -> None:
-        await self.log.forget(field, record)
+        with self._stops.away():
+            await self.log.forget(field, record)
 
 
 class StoppingMemory(SharedMemory):
@@ -173,21 +224,77 @@ class StoppingMemory(SharedMemory):
             super().discard(key)
 
 
-class StoppingOrigin(ScriptedOrigin):
-    """Stops before it sees the state, and behind it."""
+@dataclass
+class Read:
+    """What the origin was asked, and when by the wall clock."""
 
-    def __init__(self, clock: ManualClock, stops: Stops) -> None:
-        super().__init__(clock)
-        self._stops = stops
+    at: float
+    sets_cookie: bool
+    came: float = 0.0
+    """When the answer was here, by the steady clock."""
+
+
+class StoppingOrigin(ScriptedOrigin):
+    """The origin as one node reaches it: stops before it sees the state, and behind it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.clock)
+        self.sessions = world.sessions
+        self._world = world
+        self.under_way = 0
+        self.failed = False
+        """Whether the last read did."""
 
     async def read(
         self, credential: Credential, *, on_begin: Callable[[], None], is_expected: Callable[[], bool]
     ) -> OriginAnswer:
         on_begin()
-        await self._stops.stop("origin")
-        answer = await super().read(credential, on_begin=lambda: None, is_expected=is_expected)
-        await self._stops.stop("origin")
+        self.under_way += 1
+        try:
+            await self._world.stops.stop("origin")
+            answer = await super().read(credential, on_begin=lambda: None, is_expected=is_expected)
+            read = self._world.reads[-1]
+            await self._world.stops.stop("origin")
+            read.came = self._clock.steady()
+        finally:
+            self.under_way -= 1
         return answer
+
+    def _now(self, token: bytes) -> OriginAnswer:
+        mood = self._world.mood
+        self.failed = mood not in _KINDLY
+        self.down = mood is Mood.DOWN
+        self.extra_headers = ((b"set-cookie", b"ory_kratos_session=another"),) * (mood is Mood.SETTING_COOKIES)
+        self._world.reads.append(Read(self._world.clock.wall(), bool(self.extra_headers)))
+        self.reads = len(self._world.reads)
+        self.refusal_body = json.dumps({"read": self.reads}).encode()
+        answer = super()._now(token)
+        if mood is Mood.FAILING:
+            return replace(answer, status=500, body=b"{}")
+        return replace(answer, status=200, body=b"an error page") if mood is Mood.NO_SESSION else answer
+
+
+class DriftingClock(ManualClock):
+    """A node's own: it drifts from the world's, but for the wall clock, which is set by that of the world."""
+
+    def __init__(self, clock: ManualClock, rate: float) -> None:
+        super().__init__()
+        self._clock = clock
+        self._rate = rate
+
+    def steady(self) -> float:
+        return self._clock.steady() * self._rate
+
+    def wall(self) -> float:
+        return self._clock.wall()
+
+
+class OfAnotherVersion(Membership):
+    """A node whose records this version cannot read, or which say of its lease what cannot be."""
+
+    def next_record(self, applied: Position | None) -> str:
+        generation, number, _staleness, count, region = super().next_record(applied).split(" ")
+        return f"{generation} {number} 0 {count} {region}" if self.region == "0" else f"v2 {count}"
 
 
 @dataclass
@@ -209,44 +316,62 @@ class Request:
 
     node: ScriptedNode
     task: asyncio.Task[Answer]
+    demand: Demand
     committed: int
     demanded: int
     demanded_in_outage: int
+    may_fail: bool
 
 
 class World:
     """What may happen, each with its arguments, and `check`.  `counts` tells what did."""
 
     def __init__(self) -> None:
-        self._pages = pytest.MonkeyPatch()
+        self._settings = pytest.MonkeyPatch()
         for room in ("follower", "log"):
-            self._pages.setattr(f"cache_node.feed.{room}.PAGE_ENTRIES", PAGE_ENTRIES)
+            self._settings.setattr(f"cache_node.feed.{room}.PAGE_ENTRIES", PAGE_ENTRIES)
+        self._settings.setattr("cache_node.sources.publisher.PUBLISH_DEADLINE_SECONDS", ATTEMPT_SECONDS)  # once
         self.clock = ManualClock()
         self.stops = Stops()
-        self.origin = StoppingOrigin(self.clock, self.stops)
-        self.session = self.origin.add("token")
+        self.mood = Mood.WELL
+        self.sessions: dict[bytes, ScriptedSession] = {}
+        self.session = self.sessions[b"token"] = ScriptedSession(SESSION_ID, IDENTITY_ID)
+        self.reads: list[Read] = []
         self.stored: dict[bytes, bytes] = {}
         self.servers = [LogServer()]
         self.is_redis_away = False
         self.changes: list[Change] = []
         self.requests: list[Request] = []
         self.watch = RegistryWatch()
-        self.shown = 0
+        self.publisher_staleness = MAX_STALENESS_SECONDS
+        self.reading: asyncio.Task[None] | None = None
         self.counts: Counter[str] = Counter()
-        self.confirming: dict[int, asyncio.Task[bool]] = {}
+        self.confirming: dict[ScriptedNode, asyncio.Task[bool]] = {}
+        self.heard: defaultdict[ScriptedNode, set[Position]] = defaultdict(set)
+        self.sweeping: defaultdict[ScriptedNode, RegistryWatch] = defaultdict(RegistryWatch)
         self.tasks: list[asyncio.Task[Any]] = []
-        self.names = 0
-        self.nodes = [self.new_node(), self.new_node()]
+        self.nodes = [self.new_node(place) for place in (0, 1)]
+        self.left = self.nodes[:0]
+        self.begin_publisher()
 
-    def new_node(self, *, is_small: bool = False) -> ScriptedNode:
-        self.names += 1
+    def agree(self, faults: Sequence[Fault]) -> None:
+        """Where the registry is never lost a publisher may wait less than the nodes' leases; and where TIME rises, a
+        salt need be no more than 1."""
+        if not faults:
+            self.publisher_staleness = MAX_STALENESS_SECONDS / 2
+        if not {Fault.CLOCK_BACK, Fault.PROMOTE} & set(faults):
+            self._settings.setattr("cache_node.feed.log._SALT_BITS", 0)
+
+    def new_node(self, place: int, *, is_small: bool = False) -> ScriptedNode:
+        """All have one id, as if somebody had made a mistake."""
         node = ScriptedNode(
             self.servers[0],
-            self.origin,
-            self.clock,
-            node_id=f"node-{self.names}",
+            StoppingOrigin(self),
+            DriftingClock(self.clock, RATES[place]),
+            node_id="node",
             window_seconds=4.0 if is_small else 900.0,
-            max_ids=16 if is_small else 1000,
+            max_ids=MAX_IDS[is_small],
+            ttl_seconds=TTL_SECONDS,
         )
         node.follower._log = StoppingLog(self.log_of(node), self.stops)
         node.redis = StoppingMemory(self.stored, self.stops, lambda: self.is_redis_away)
@@ -274,21 +399,30 @@ class World:
         """The node's connection to the server that it is pointed at."""
         return node.log
 
-    async def append_to(self, server: int, events: list[Event]) -> Position:
-        return self.server(server).append(events, self.shown)
+    def log_to(self, server: int) -> RedisLog:
+        """A publisher's connection; raises FeedUnavailableError if there is no way."""
+        return ScriptedLog(self.server(server))
 
-    async def registry_of(self, server: int) -> RegistryReading:
-        return await ScriptedLog(self.server(server)).ask_registry(self.shown)
+    def takes_events(self, server: int) -> bool:
+        return self.server(server).available and self.server(server).writes
+
+    async def command(self, *parts: bytes | str | int) -> Any:
+        """Whatever somebody does to the primary by hand."""
+        return self.servers[self.primary].execute(*parts)
+
+    names = NAMES
 
     # The session ------------------------------------------------------------------------------------------------------
 
-    def commit(self, kind: Kind) -> None:
+    def commit(self, kind: Kind, *, ends_soon: bool = False) -> None:
         self.session.version += 1
         self.session.valid = kind is not Kind.REVOKE
+        ends_at = datetime.fromtimestamp(self.clock.wall() + (5.0 if ends_soon else 1e8), UTC)
+        self.session.expires_at = ends_at.isoformat()
         events = {
-            Kind.SESSION: changed(),
-            Kind.IDENTITY: identity_changed(),
-            Kind.REVOKE: revoked(),
+            Kind.SESSION: changed(SESSION_ID),
+            Kind.IDENTITY: identity_changed(IDENTITY_ID),
+            Kind.REVOKE: revoked(SESSION_ID),
             Kind.EVERYTHING: flush(),
         }
         self.changes.append(Change(self.session.version, self.session.valid, events[kind]))
@@ -297,43 +431,67 @@ class World:
     def unpublished(self) -> list[Change]:
         return [change for change in self.changes if change.position is None]
 
-    async def publish(self, which: int, others: int, server: int) -> None:
+    async def publish(self, which: int, others: int, server: int, told: Told = Told.PLAINLY) -> None:
         """The event of a change, behind others of strangers in one entry."""
         change = self.unpublished[which % len(self.unpublished)]
-        position = await self.append([*changed("somebody-else") * others, *change.events], server)
+        events = [*changed("somebody-else") * others, *change.events]
+        with pytest.MonkeyPatch.context() as writing:
+            if told is Told.IN_CAPITALS:
+                events = [Event(type_, *[id_ and id_.upper() for id_ in ids]) for type_, *ids in events]
+            elif told is Told.BY_ANOTHER_VERSION:
+                events = changed("somebody-else") * len(events)
+                writing.setattr(scripts, "APPEND", _APPEND_OF_ANOTHER_VERSION)
+            position = await self.append(events, server)
         if position is not None:
             change.position, change.acknowledged_at = position, self.clock.steady()
-            change.waiting = ReceiptWait(position, self.clock.steady(), MAX_STALENESS_SECONDS, self.watch)
+            change.waiting = ReceiptWait(position, self.clock.steady(), self.publisher_staleness, self.watch)
             self.counts["published"] += 1
 
-    async def publish_noise(self, which: int, server: int) -> None:
-        """An event of strangers, now and then a flush."""
-        await self.append(flush() if which == 0 else changed(f"other-{which}"), server)
+    async def publish_noise(self, which: int, server: int, many: int = 1) -> None:
+        """An event of strangers, or of so many at once; now and then a flush."""
+        strangers = [event for n in range(many) for event in changed(f"other-{which + n}")]
+        await self.append(flush() if which == 0 else strangers, server)
 
     async def append(self, events: list[Event], server: int) -> Position | None:
+        refused = None
         try:
-            position = await self.append_to(server, events)
-        except FeedUnavailableError:
-            return None
-        self.shown = max(self.shown, position.generation)
-        return position
+            self.publisher._log = self.log_to(server)
+            return await self.publisher.publish(events)
+        except FeedUnavailableError as error:
+            refused = error
+        assert not self.takes_events(server), f"a server that is there took no event: {refused}"
+        return None
 
-    async def ask_for_receipts(self, server: int) -> None:
-        try:
-            reading = await self.registry_of(server)
-        except FeedUnavailableError:
-            return
+    def begin_publisher(self) -> None:
+        """Another process, which has seen nothing yet."""
+        self.publisher = AsyncPublisher(settings=PublisherSettings("redis://nowhere"))
+
+    async def ask_for_receipts(self, server: int, *, is_slow: bool = False) -> None:
+        """By one reading of the registry, which may be long on its way."""
+        if self.reading is None or self.reading.done():
+            self.reading = asyncio.create_task(self._read_registry(server))
+            self.tasks.append(self.reading)
+        if not is_slow:
+            await self.settle()
+            await self.let_go_on("registry")
+
+    async def _read_registry(self, server: int) -> None:
+        sent = self.clock.steady()
+        log = StoppingLog(self.log_to(server), self.stops)
+        reading = await log.ask_registry(self.publisher._poll.newest_generation)
+        received = self.clock.steady()
         for change in self.changes:
             if change.waiting is not None and not change.is_receipted:
-                now = self.clock.steady()
-                change.is_receipted = change.waiting.is_complete(reading, now, now)
-                quick = change.is_receipted and not change.waiting.has_outlived_leases(now)
+                change.is_receipted = change.waiting.is_complete(reading, sent, received)
+                quick = change.is_receipted and not change.waiting.has_outlived_leases(sent)
                 self.counts["quick receipts"] += quick
 
     # Nodes ------------------------------------------------------------------------------------------------------------
 
-    def request(self, node: int, demand: Demand) -> None:
-        asked = self.nodes[node]
+    def request(self, node: int, demand: Demand = Demand.PLAIN) -> None:
+        self.request_of(self.nodes[node], demand)
+
+    def request_of(self, asked: ScriptedNode, demand: Demand = Demand.PLAIN) -> None:
         receipted = max((change.version for change in self.changes if change.is_receipted), default=0)
         published = [change for change in self.changes if change.position is not None]
         demanded, in_outage, wants = receipted, receipted, Wants()
@@ -346,24 +504,35 @@ class World:
                 demanded = in_outage = max(receipted, published[-1].version)
                 wants = Wants(min_position=published[-1].position)
         task = asyncio.create_task(asked.read("token", wants))
-        self.requests.append(Request(asked, task, self.session.version, demanded, in_outage))
+        may_fail = self.mood not in _KINDLY or (_origin_of(asked).failed and _has_a_run(asked))
+        self.requests.append(Request(asked, task, demand, self.session.version, demanded, in_outage, may_fail))
 
-    def confirm(self, node: int, server: int) -> None:
+    def client_goes_away(self, which: int) -> None:
+        """What it asked for is nobody's any more, but others may wait for the same."""
+        request = self.requests.pop(which % len(self.requests))
+        request.task.cancel()
+        self.tasks.append(request.task)
+
+    def confirm(self, node: int, server: int, *, overlaps: bool = False) -> None:
         asking = self.nodes[node]
-        under_way = self.confirming.get(id(asking))
-        if under_way is None or under_way.done():
+        under_way = self.confirming.get(asking)
+        if overlaps and under_way is not None:
+            self.tasks.append(under_way)
+        if overlaps or under_way is None or under_way.done():
             asking.log.server = self.server(server)
-            self.confirming[id(asking)] = asyncio.create_task(asking.follower.confirm())
+            self.confirming[asking] = asyncio.create_task(asking.follower.confirm())
 
     async def wake_up(self, node: int, server: int, skipped: int) -> None:
         """Entries of any server; the first ones, or all but the last, may be lost on the way."""
         woken = self.nodes[node]
         woken.log.wake_server = self.server(server)
+        applied = woken.fence.position or Position(0, 0)
         try:
-            heard = await self.log_of(woken).wake_up(woken.fence.position or Position(0, 0), 0.0)
+            heard = await self.log_of(woken).wake_up(applied, 0.0)
         except FeedUnavailableError:
             return
         woken.follower.hear(heard[skipped:])
+        self.heard[woken] |= {at for at, _ in heard[skipped:] if at.generation == applied.generation}
 
     def replay(self, node: int, server: int) -> None:
         replaying = self.nodes[node]
@@ -371,20 +540,45 @@ class World:
         self.tasks.append(asyncio.create_task(replaying.follower.replay()))
 
     async def replace(self, node: int, *, in_order: bool, is_small: bool) -> None:
-        """A node leaves, or is killed; another process starts.  What it had under way is nobody's any more."""
+        """A node leaves, and may still be asked, or is killed; another process starts."""
         leaving = self.nodes[node]
         if in_order:
             await leaving.follower.leave()
+            self.left.append(leaving)
         else:
             for request in [request for request in self.requests if request.node is leaving]:
-                self.requests.remove(request)  # what is killed answers nothing
-                request.task.cancel()
-                self.tasks.append(request.task)
-        self.nodes[node] = self.new_node(is_small=is_small)
+                self.client_goes_away(self.requests.index(request))  # what is killed answers nothing
+        self.nodes[node] = self.new_node(node, is_small=is_small)
+
+    def update(self, node: int, region: str) -> None:
+        """The node is of another version from now on, as its records show."""
+        membership = OfAnotherVersion("node", region, MAX_STALENESS_SECONDS)
+        self.nodes[node].follower._membership = membership
+
+    def sweep(self, node: int) -> None:
+        sweeping = self.nodes[node]
+        self.tasks.append(asyncio.create_task(sweeping.follower._sweep(self.sweeping[sweeping])))
+
+    @contextlib.contextmanager
+    def out_of_memory(self, node: int) -> Iterator[None]:
+        """What the node would add to its fence cannot be added."""
+
+        def fail(*args: object) -> None:
+            raise MemoryError
+
+        with pytest.MonkeyPatch.context() as failing:
+            failing.setattr(self.nodes[node].fence, "_add_event", fail)
+            yield
 
     def go_on(self, which: int, *, is_lost: bool) -> None:
         """Somebody who waits goes on; a confirm's reply may be lost."""
         self.stops.release(which % len(self.stops.waiting), is_lost=is_lost)
+
+    async def let_go_on(self, place: str, *, is_lost: bool = False) -> None:
+        """Whoever waits there now, and nobody else."""
+        for waiting in [waiting for waiting in self.stops.waiting if waiting[0] == place]:
+            self.stops.release(self.stops.waiting.index(waiting), is_lost=is_lost)
+        await self.settle()
 
     async def let_all_go_on(self) -> None:
         """Whoever waits, and whoever does so then: until all is done."""
@@ -394,19 +588,18 @@ class World:
             self.stops.release(0, is_lost=False)
             await self.settle()
 
+    async def confirm_once(self, node: int, server: int, *, is_lost: bool = False) -> bool:
+        """Confirm, and have the reply, unless that is lost; True if another should follow."""
+        self.confirm(node, server)
+        await self.settle()
+        await self.let_go_on("confirm", is_lost=is_lost)
+        done = self.confirming[self.nodes[node]]
+        return done.exception() is None and done.result()
+
     async def follow(self, node: int, server: int) -> None:
         """Confirm, and apply, until the server has nothing more."""
         for _ in range(20):
-            self.confirm(node, server)
-            await self.settle()
-            for place, future in list(self.stops.waiting):
-                if place == "confirm":
-                    self.stops.waiting.remove((place, future))
-                    if not future.cancelled():
-                        future.set_result(None)
-            await self.settle()
-            under_way = self.confirming[id(self.nodes[node])]
-            if under_way.done() and (under_way.exception() is not None or not under_way.result()):
+            if not await self.confirm_once(node, server):
                 break
 
     # Time and faults --------------------------------------------------------------------------------------------------
@@ -438,61 +631,98 @@ class World:
     def wall_clock_steps(self, seconds: float) -> None:
         self.clock.wall_now += seconds
 
+    def turn(self, mood: Mood) -> None:
+        self.mood = mood
+        if mood not in _KINDLY:
+            for request in self.requests:
+                request.may_fail = True
+
     async def fault(self, fault: Fault) -> None:
         """Some need another before them, and are nothing without."""
+        names = self.names
+        rows = await self.command("XREVRANGE", names.feed, "+", "-", "COUNT", 2)
+        match fault:
+            case Fault.FLUSHALL:
+                await self.command("FLUSHALL")
+            case Fault.TRIM if rows:
+                await self.command("XTRIM", names.feed, "MINID", rows[0][0])
+            case Fault.HOLE if len(rows) > 1:
+                await self.command("XDEL", names.feed, rows[1][0])
+            case Fault.LOSE_REGISTRY:
+                await self.command("DEL", names.nodes)
+            case Fault.LOSE_GENERATION:
+                await self.command("DEL", names.generation)
+            case Fault.LOSE_NUMBER:
+                await self.command("DEL", names.feed)
+                await self.command("HDEL", names.generation, "number")
+            case Fault.FOREIGN | Fault.BEYOND if rows:
+                last = Position.parse(rows[0][0])
+                beyond = Position(9_007_199_254_740_993_000, 1)
+                by_hand = beyond if fault is Fault.BEYOND else Position(last.generation, last.number + 1)
+                with contextlib.suppress(ResponseError):
+                    await self.command("XADD", names.feed, str(by_hand), "e", "foreign")
+            case _:
+                if not await self.fault_of_servers(fault):
+                    return
+        self.counts[fault.name] += 1
+
+    async def fault_of_servers(self, fault: Fault) -> bool:
+        """What nobody does by a command; False where it is nothing."""
         first, last = self.servers[0], self.servers[-1]
         primary = self.servers[self.primary]
         match fault:
-            case Fault.FLUSHALL:
-                primary.flushall()
             case Fault.RESTART_EMPTY:
                 primary.restart_empty()
             case Fault.CUT:
                 primary.available = not primary.available
-            case Fault.TRIM:
-                primary.trim_before(primary.number)
-            case Fault.HOLE if len(primary.stream) > 1:
-                del primary.stream[-2]
             case Fault.CLOCK_BACK:
                 primary.time_us -= 3_600_000_000
-            case Fault.LOSE_REGISTRY:
-                primary.nodes.clear()
             case Fault.REPLICATE if len(self.servers) == 1:
-                first.writes = False
-                promoted = first.replica(without_last=min(1, len(first.stream)))
-                promoted.writes, promoted.available = False, True
-                promoted.time_us += 777  # no two clocks show the same microsecond
-                self.servers.append(promoted)
-            case Fault.PROMOTE if len(self.servers) == 2 and not first.writes:
-                last.writes = True
+                replica = first.replica()
+                replica.writes, replica.available, replica.replid = False, True, first.replid
+                replica.time_us += 777  # no two clocks show the same microsecond
+                self.servers.append(replica)
+            case Fault.PROMOTE if len(self.servers) == 2 and not last.writes:
+                first.writes, last.writes = False, True
+                last.begin_history()
             case Fault.FAIL_BACK if len(self.servers) == 2 and last.writes:
-                first.writes, last.writes = True, False
-                first.replid += "'"
+                first.writes = True
+                first.begin_history()
                 self.servers.pop()
             case _:
-                return
-        self.counts[fault.name] += 1
+                return False
+        return True
 
     # What must hold ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises AssertionError for an answer that breaks a promise."""
+        """Raises AssertionError for whatever breaks a promise."""
+        for node in self.nodes:
+            assert len(node.fence) <= node.fence._max_ids, "a fence is above its cap"
+            assert _origin_of(node).under_way <= 1, "one credential costs more than one request"
         for request in [request for request in self.requests if request.task.done()]:
             self.requests.remove(request)
+            assert not request.task.cancelled(), "a client that went away took the answer of another one with it"
             error = request.task.exception()
             if error is None:
                 self._judge(request, request.task.result())
             else:
                 assert isinstance(error, OriginUnavailableError), error
+                assert request.may_fail, f"an origin that was well: {error}"
                 self.counts["no answer"] += 1
 
     def _judge(self, request: Request, answer: Answer) -> None:
         self.counts[answer.tier] += 1
+        if answer.status == 500:
+            assert request.may_fail, "a 500 of an origin that was well"
+            return
         version = self._newest_shown(answer)
         # no-cache in an outage gets what the feed proves unchanged
         demanded = request.demanded_in_outage if answer.tier == "stale" else request.demanded
         assert version >= demanded, f"{answer.tier} gave {version}, {demanded} was promised"
-        if answer.tier == "origin" and version >= request.committed:
+        if answer.tier != "origin":
+            self._judge_age(request, answer)
+        elif version >= request.committed:
             return  # its own answer; an older one of a flight that it joined is judged as a cached one
         now = self.clock.steady()
         for change in self.changes:
@@ -501,6 +731,8 @@ class World:
                 assert not is_due, f"{answer.tier} gave {version}, {change} was acknowledged long ago"
                 is_applied = request.node.fence.has_applied(change.position)
                 assert not is_applied, f"{answer.tier} gave {version}, {change} is applied"
+                is_heard = change.position in self.heard[request.node]
+                assert not is_heard, f"{answer.tier} gave {version}, {change} was heard of"
 
     def _newest_shown(self, answer: Answer) -> int:
         """Of a 200 its version, which must have been valid; of a 401 the newest version that was not."""
@@ -513,16 +745,31 @@ class World:
         assert refused, "a 401 of a session that was never revoked"
         return refused[-1]
 
+    def _judge_age(self, request: Request, answer: Answer) -> None:
+        body = json.loads(answer.body)
+        read = self.reads[body["read"] - 1]
+        assert not read.sets_cookie, f"{answer.tier} gave what set a cookie"
+        if answer.tier == "negative":
+            assert self.clock.steady() - read.came <= REFUSAL_SECONDS + 0.1, "a 401 was kept for long"
+            return
+        ends_at = datetime.fromisoformat(body["expires_at"]).timestamp()
+        assert self.clock.wall() < ends_at, f"{answer.tier} gave a session that is over"
+        limit = TTL_SECONDS + (STALE_IF_ERROR_SECONDS if answer.tier == "stale" else 0.0)
+        if request.demand is Demand.MAX_AGE and answer.tier != "stale":
+            limit = 1.0
+        age = self.clock.wall() - read.at
+        assert -CLOCK_TOLERANCE_SECONDS <= age <= limit, f"{answer.tier} gave what was read {age} s ago"
+
     def _collect(self) -> None:
         for task in (*self.tasks, *self.confirming.values()):
             if task.done() and not task.cancelled():
                 error = task.exception()
-                assert error is None or isinstance(error, FeedUnavailableError), error
+                assert error is None or isinstance(error, _EXPECTED), error
         self.tasks = [task for task in self.tasks if not task.done()]
 
     async def end(self) -> None:
         """Whoever still waits is sent home."""
-        self._pages.undo()
+        self._settings.undo()
         for waiting in (*self.tasks, *self.confirming.values(), *(request.task for request in self.requests)):
             waiting.cancel()
         self.requests.clear()
@@ -533,3 +780,17 @@ class World:
         self._collect()
         for node in self.nodes:
             self.counts.update({name: n for name, n in node.follower.counts.items() if name.startswith("resets")})
+
+
+_APPEND_OF_ANOTHER_VERSION = scripts.Script(scripts.APPEND.text.replace("cmsgpack.pack(1)", "cmsgpack.pack(2)"))
+_KINDLY = (Mood.WELL, Mood.SETTING_COOKIES)
+_EXPECTED = (FeedUnavailableError, OriginUnavailableError, MemoryError)
+
+
+def _origin_of(node: ScriptedNode) -> StoppingOrigin:
+    assert isinstance(node.origin, StoppingOrigin)
+    return node.origin
+
+
+def _has_a_run(node: ScriptedNode) -> bool:
+    return any(not flight.task.done() for flight in node.reader._flights._flights.values())
