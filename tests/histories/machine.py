@@ -44,7 +44,7 @@ class Histories(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._do(self._begin)
 
-    def _do(self, action: Callable[[], Awaitable[None] | None]) -> None:
+    def _do(self, action: Callable[[], Awaitable[object] | None]) -> None:
         """Do it, and let everybody come to a stand."""
 
         async def step() -> None:
@@ -258,61 +258,130 @@ class Histories(RuleBasedStateMachine):
 
         self._do(lose)
 
-    @rule(node=nodes, server=servers, kind=kinds, told=tellings, which=maybe, is_lost=now_and_then)
-    def change_that_one_node_applies(
-        self, node: int, server: int, kind: Kind, told: Told, which: int | None, is_lost: bool
-    ) -> None:
+    async def _warm(self, node: int) -> None:
+        """The node follows, and has an answer in its memory."""
+        world = self.world
+        await world.follow(node, world.primary)
+        world.request(node)
+        await world.settle()
+        await world.let_all_go_on()
+
+    @rule(node=nodes, kind=kinds, told=tellings, which=maybe, is_lost=now_and_then)
+    def change_that_one_node_applies(self, node: int, kind: Kind, told: Told, which: int | None, is_lost: bool) -> None:
         """The other one is asked, once there is a receipt."""
 
         async def change() -> None:
             world = self.world
+            await self._warm(1 - node)
             await self._fault(which)
             if is_lost:
-                await world.confirm_once(node, server, is_lost=True)
-            await self._change(kind, server, told)
-            await world.follow(node, server)
-            await world.ask_for_receipts(server)
+                await world.confirm_once(node, world.primary, is_lost=True)
+            await self._change(kind, world.primary, told)
+            await world.follow(node, world.primary)
+            await world.ask_for_receipts(world.primary)
             world.request(1 - node)
 
         self._do(change)
 
-    @rule(node=nodes, server=servers, kind=kinds, which=st.integers(0, 7), comes_first=st.booleans(), seconds=few)
+    @rule(node=nodes, kind=kinds, which=st.integers(0, 7), comes_first=st.booleans(), knows=st.booleans(), seconds=few)
     def history_begins_anew(
-        self, node: int, server: int, kind: Kind, which: int, comes_first: bool, seconds: int
+        self, node: int, kind: Kind, which: int, comes_first: bool, knows: bool, seconds: int
     ) -> None:
-        """Its numbers reach those of a node that was away; the other one may have come first."""
+        """Its numbers reach those of a node again; the other may have come first, or a publisher who knows less."""
 
         async def begin() -> None:
             world = self.world
+            await self._warm(node)
             await self._fault(which)
             if comes_first:
-                await world.follow(1 - node, server)
-            await self._change(kind, server)
-            applied = world.nodes[node].fence.position
-            for _ in range(min(20, applied.number if applied else 0)):
-                await world.publish_noise(7, server)
-            await world.live(float(seconds), server, is_asked=False)
+                await world.follow(1 - node, world.primary)
+            if not knows:
+                world.begin_publisher()
+            await self._change(kind, world.primary)
+            applied, reached = world.nodes[node].fence.position, world.changes[-1].position
+            for _ in range(50):
+                if applied is None or reached is None or reached.number >= applied.number:
+                    break
+                reached = await world.publish_noise(7, world.primary)
+            await world.follow(node, world.primary)
+            for _ in range(2 * seconds):
+                world.time_passes(0.5)
+                await world.follow(node, world.primary)
             world.request(node)
 
         self._do(begin)
 
-    @rule(node=nodes, server=servers, is_small=st.booleans(), which=maybe)
-    def another_node_reads_back(self, node: int, server: int, is_small: bool, which: int | None) -> None:
-        """It takes what its neighbours left in Redis."""
+    @rule(
+        node=nodes,
+        is_small=st.booleans(),
+        kind=kinds,
+        told=tellings,
+        noise=few,
+        which=maybe,
+        meanwhile=st.booleans(),
+        again=st.booleans(),
+    )
+    def another_node_reads_back(
+        self,
+        node: int,
+        is_small: bool,
+        kind: Kind,
+        told: Told,
+        noise: int,
+        which: int | None,
+        meanwhile: bool,
+        again: bool,
+    ) -> None:
+        """It takes what its neighbours left in Redis, before a change or while it reads of it."""
 
         async def begin() -> None:
             world = self.world
+            await self._warm(1 - node)
+            if not meanwhile:
+                await self._change(kind, world.primary, told)
+            for _ in range(noise):
+                await world.publish_noise(7, world.primary)
+            if not meanwhile:
+                await self._fault(which)
             await world.replace(node, in_order=False, is_small=is_small)
-            await world.follow(node, server)
-            await self._fault(which)
-            world.replay(node, server)
+            await world.follow(node, world.primary)
+            world.replay(node, world.primary)
             await world.settle()
+            if meanwhile:
+                await self._fault(which)
+                await self._change(kind, world.primary, told)
+                await world.follow(node, world.primary)
+            if again:
+                world.replay(node, world.primary)
+                await world.settle()
+            await world.let_go_on("replay")
             await world.let_go_on("replay")
             world.request(node)
             await world.settle()
             await world.let_all_go_on()
 
         self._do(begin)
+
+    @rule(node=nodes, kind=kinds, told=tellings, noise=st.sampled_from([0, 20, 40]), twice=st.booleans())
+    def change_that_is_forgotten(self, node: int, kind: Kind, told: Told, noise: int, twice: bool) -> None:
+        """By a small fence, for its age or because there was too much else; it may have been named before."""
+
+        async def forget() -> None:
+            world = self.world
+            await self._warm(node)
+            if twice:
+                await self._change(kind, world.primary, told)
+                await self._warm(node)
+                world.time_passes(1.8)
+            await self._change(kind, world.primary, told)
+            await world.follow(node, world.primary)
+            await world.publish_noise(1, world.primary, noise or 1)
+            for _ in range(2 if noise or twice else 3):
+                world.time_passes(0.0 if noise else 1.6)
+                await world.follow(node, world.primary)
+            world.request(node)
+
+        self._do(forget)
 
     @rule(node=nodes, server=servers, kind=kinds, told=tellings, seconds=few)
     def change_behind_a_page(self, node: int, server: int, kind: Kind, told: Told, seconds: int) -> None:
@@ -371,6 +440,75 @@ class Histories(RuleBasedStateMachine):
             world.request(1 - node)
 
         self._do(sweep)
+
+    @rule(
+        node=nodes,
+        server=servers,
+        kind=kinds,
+        told=tellings,
+        demand=st.sampled_from([Demand.PLAIN, Demand.NO_CACHE]),
+        place=st.sampled_from(["redis", "origin"]),
+        joins=st.booleans(),
+        was_revoked=now_and_then,
+        which=maybe,
+        seconds=st.sampled_from([0.0, 0.0, 2.005]),
+    )
+    def change_during_a_fill(
+        self,
+        node: int,
+        server: int,
+        kind: Kind,
+        told: Told,
+        demand: Demand,
+        place: str,
+        joins: bool,
+        was_revoked: bool,
+        which: int | None,
+        seconds: float,
+    ) -> None:
+        """What was read before it arrives behind it; somebody else may wait for the same."""
+
+        async def change() -> None:
+            world = self.world
+            if was_revoked:
+                await self._change(Kind.REVOKE, server)
+                await world.follow(node, server)
+            world.request(node, demand)
+            await world.settle()
+            if place == "origin":
+                await world.let_go_on("redis")
+                await world.let_go_on("origin")
+            await self._fault(which)
+            await self._change(kind, server, told)
+            world.time_passes(seconds)
+            await world.follow(node, server)
+            if joins:
+                world.request(node)
+                await world.settle()
+            await world.let_all_go_on()
+            world.request(node)
+
+        self._do(change)
+
+    @precondition(lambda self: self.faults)
+    @rule(node=nodes, kind=kinds)
+    def change_behind_a_lost_end(self, node: int, kind: Kind) -> None:
+        """Its number is one that the node has had."""
+
+        async def lose() -> None:
+            world = self.world
+            for one in (0, 1):
+                await world.follow(one, world.primary)
+            world.request(node)
+            await world.settle()
+            await world.let_all_go_on()
+            if world.may_lose_end:
+                await world.lose_end()
+                await self._change(kind, world.primary)
+                await world.follow(node, world.primary)
+                world.request(node)
+
+        self._do(lose)
 
     @rule(node=nodes, server=servers, kind=kinds)
     def change_that_cannot_be_remembered(self, node: int, server: int, kind: Kind) -> None:

@@ -70,6 +70,10 @@ class RealWorld(World):
     def takes_events(self, server: int) -> bool:
         return not self.is_cut
 
+    @property
+    def may_lose_end(self) -> bool:
+        return False
+
     async def command(self, *parts: bytes | str | int) -> Any:
         return await self._redis.execute_command(*parts)
 

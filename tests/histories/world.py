@@ -68,9 +68,10 @@ MAX_TURNS = 200
 
 MAX_IDS = {True: 16, False: 1000}
 """What the fences of small nodes and of others remember at most."""
+CREDENTIAL = Credential("token", b"token")
 SESSION_ID = "0a1b2c3d-0000-4000-8000-00000000c0de"
 IDENTITY_ID = "0a1b2c3d-0000-4000-8000-0000000000ff"
-TTL_SECONDS = 900.0
+TTL_SECONDS = 12.0
 STALE_IF_ERROR_SECONDS = 3600.0
 RATES = (0.996, 1.004)
 """How fast the clocks of the two nodes run, by that of the publisher: less than DRIFT apart."""
@@ -335,8 +336,10 @@ class World:
         self.stops = Stops()
         self.mood = Mood.WELL
         self.sessions: dict[bytes, ScriptedSession] = {}
-        self.session = self.sessions[b"token"] = ScriptedSession(SESSION_ID, IDENTITY_ID)
+        self.session = self.sessions[CREDENTIAL.value] = ScriptedSession(SESSION_ID, IDENTITY_ID)
         self.reads: list[Read] = []
+        self.refused: dict[ScriptedNode, int] = {}
+        """The read by which the origin refused a node the session, and the node may not bring it back."""
         self.stored: dict[bytes, bytes] = {}
         self.servers = [LogServer()]
         self.is_redis_away = False
@@ -350,8 +353,9 @@ class World:
         self.heard: defaultdict[ScriptedNode, set[Position]] = defaultdict(set)
         self.sweeping: defaultdict[ScriptedNode, RegistryWatch] = defaultdict(RegistryWatch)
         self.tasks: list[asyncio.Task[Any]] = []
+        self.everybody: list[ScriptedNode] = []
         self.nodes = [self.new_node(place) for place in (0, 1)]
-        self.left = self.nodes[:0]
+        self.left: list[ScriptedNode] = []
         self.begin_publisher()
 
     def agree(self, faults: Sequence[Fault]) -> None:
@@ -376,6 +380,7 @@ class World:
         node.follower._log = StoppingLog(self.log_of(node), self.stops)
         node.redis = StoppingMemory(self.stored, self.stops, lambda: self.is_redis_away)
         node.reader._redis = node.redis
+        self.everybody.append(node)
         return node
 
     async def settle(self) -> None:
@@ -447,10 +452,10 @@ class World:
             change.waiting = ReceiptWait(position, self.clock.steady(), self.publisher_staleness, self.watch)
             self.counts["published"] += 1
 
-    async def publish_noise(self, which: int, server: int, many: int = 1) -> None:
+    async def publish_noise(self, which: int, server: int, many: int = 1) -> Position | None:
         """An event of strangers, or of so many at once; now and then a flush."""
         strangers = [event for n in range(many) for event in changed(f"other-{which + n}")]
-        await self.append(flush() if which == 0 else strangers, server)
+        return await self.append(flush() if which == 0 else strangers, server)
 
     async def append(self, events: list[Event], server: int) -> Position | None:
         refused = None
@@ -503,7 +508,7 @@ class World:
             case Demand.MIN_POSITION if published:
                 demanded = in_outage = max(receipted, published[-1].version)
                 wants = Wants(min_position=published[-1].position)
-        task = asyncio.create_task(asked.read("token", wants))
+        task = asyncio.create_task(asked.reader.read(CREDENTIAL, wants))
         may_fail = self.mood not in _KINDLY or (_origin_of(asked).failed and _has_a_run(asked))
         self.requests.append(Request(asked, task, demand, self.session.version, demanded, in_outage, may_fail))
 
@@ -637,6 +642,23 @@ class World:
             for request in self.requests:
                 request.may_fail = True
 
+    @property
+    def may_lose_end(self) -> bool:
+        """Nobody lacks any of it, nor waits for an older word of the feed, and all can be told at once."""
+        server = self.servers[self.primary]
+        end = Position(server.generation, server.number)
+        asks = any(place == "confirm" for place, _ in self.stops.waiting)
+        is_applied = all(node.fence.position == end for node in self.nodes)
+        return self.takes_events(self.primary) and is_applied and not asks
+
+    async def lose_end(self) -> None:
+        """An older copy of the server's data comes back as if it were the newest; all confirm before anybody writes."""
+        server = self.servers[self.primary]
+        server.end_at(max(0, server.number - 1))
+        self.stored.clear()
+        for node in (0, 1):
+            await self.follow(node, self.primary)
+
     async def fault(self, fault: Fault) -> None:
         """Some need another before them, and are nothing without."""
         names = self.names
@@ -715,15 +737,19 @@ class World:
         self.counts[answer.tier] += 1
         if answer.status == 500:
             assert request.may_fail, "a 500 of an origin that was well"
+            assert answer.detail == "origin-error", "a 500 was taken for an answer"
             return
         version = self._newest_shown(answer)
         # no-cache in an outage gets what the feed proves unchanged
         demanded = request.demanded_in_outage if answer.tier == "stale" else request.demanded
         assert version >= demanded, f"{answer.tier} gave {version}, {demanded} was promised"
         if answer.tier != "origin":
-            self._judge_age(request, answer)
-        elif version >= request.committed:
-            return  # its own answer; an older one of a flight that it joined is judged as a cached one
+            self._judge_read(request, answer)
+        else:
+            if answer.status == 401:
+                self._note_refusal(request.node, json.loads(answer.body)["read"])
+            if version >= request.committed:
+                return  # its own answer; an older one of a flight that it joined is judged as a cached one
         now = self.clock.steady()
         for change in self.changes:
             if change.position is not None and version < change.version:
@@ -745,9 +771,19 @@ class World:
         assert refused, "a 401 of a session that was never revoked"
         return refused[-1]
 
-    def _judge_age(self, request: Request, answer: Answer) -> None:
+    def _note_refusal(self, node: ScriptedNode, read: int) -> None:
+        """What is still in Redis, or comes there, is not asked while the refusal is kept; else it was taken away."""
+        is_kept = node.memory.get_refusal(node.reader._keys.derive(CREDENTIAL)[0].name) is not None
+        may_come_back = self.is_redis_away or any(_has_a_run(other) for other in self.everybody)
+        if is_kept or not may_come_back:
+            self.refused[node] = read
+
+    def _judge_read(self, request: Request, answer: Answer) -> None:
         body = json.loads(answer.body)
         read = self.reads[body["read"] - 1]
+        if answer.status == 200:
+            refused = self.refused.get(request.node, 0)
+            assert body["read"] > refused, f"{answer.tier} brought back what the origin has refused"
         assert not read.sets_cookie, f"{answer.tier} gave what set a cookie"
         if answer.tier == "negative":
             assert self.clock.steady() - read.came <= REFUSAL_SECONDS + 0.1, "a 401 was kept for long"
