@@ -18,6 +18,7 @@ now_and_then = st.sampled_from([False, False, False, False, True])
 
 kinds = st.sampled_from(Kind)
 tellings = st.sampled_from([*[Told.PLAINLY] * 4, *Told])
+pauses = st.sampled_from([0.0, 0.6, 1.5, 2.005])
 maybe = st.sampled_from([*[None] * 8, *range(8)])
 """Which of the climate's faults, if any."""
 
@@ -28,6 +29,7 @@ CLIMATES: tuple[tuple[Fault, ...], ...] = (
     (Fault.FLUSHALL, Fault.RESTART_EMPTY, Fault.LOSE_GENERATION, Fault.LOSE_NUMBER),
     (Fault.FLUSHALL, Fault.RESTART_EMPTY, Fault.LOSE_GENERATION, Fault.CLOCK_BACK),
     (Fault.REPLICATE, Fault.PROMOTE, Fault.FAIL_BACK),
+    (Fault.REPLICATE, Fault.PROMOTE),
     (Fault.LOSE_REGISTRY, Fault.FOREIGN, Fault.BEYOND),
     tuple(Fault),
 )
@@ -134,6 +136,10 @@ class Histories(RuleBasedStateMachine):
         self._do(lambda: self.world.request(node, demand))
 
     @rule(node=nodes)
+    def requests_of_others(self, node: int) -> None:
+        self._do(lambda: self.world.requests_of_others(node))
+
+    @rule(node=nodes)
     def request_and_wait(self, node: int) -> None:
         async def ask() -> None:
             self.world.request(node, Demand.PLAIN)
@@ -205,6 +211,11 @@ class Histories(RuleBasedStateMachine):
     def let_all_go_on(self) -> None:
         self._do(self.world.let_all_go_on)
 
+    @precondition(lambda self: len(self.world.stops.waiting) > 1)
+    @rule(backwards=st.booleans())
+    def let_all_go_on_at_once(self, backwards: bool) -> None:
+        self._do(lambda: self.world.let_all_go_on_at_once(backwards=backwards))
+
     # Time and faults --------------------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 0.6, 1.2, 2.005, 2.5]))
@@ -245,16 +256,20 @@ class Histories(RuleBasedStateMachine):
 
     # Where it has gone wrong before, or might -------------------------------------------------------------------------
 
-    @rule(node=nodes, server=servers, kind=kinds, which=maybe)
-    def change_that_is_lost_on_the_way(self, node: int, server: int, kind: Kind, which: int | None) -> None:
-        """A wake-up brings the event behind it only; or the feed itself loses it."""
+    @rule(node=nodes, kind=kinds, which=maybe)
+    def change_that_is_lost_on_the_way(self, node: int, kind: Kind, which: int | None) -> None:
+        """A wake-up brings what came behind it only; or the feed itself loses it."""
 
         async def lose() -> None:
-            await self._change(kind, server)
-            await self.world.publish_noise(7, server)
+            world = self.world
+            await self._warm(node)
+            await self._change(kind, world.primary)
+            await world.publish_noise(7, world.primary)
             await self._fault(which)
-            await self.world.wake_up(node, server, -1)
-            self.world.request(node)
+            await world.wake_up(node, world.primary, -1)
+            world.request(node)
+            await world.follow(node, world.primary)
+            world.request(node)
 
         self._do(lose)
 
@@ -266,18 +281,32 @@ class Histories(RuleBasedStateMachine):
         await world.settle()
         await world.let_all_go_on()
 
-    @rule(node=nodes, kind=kinds, told=tellings, which=maybe, is_lost=now_and_then)
-    def change_that_one_node_applies(self, node: int, kind: Kind, told: Told, which: int | None, is_lost: bool) -> None:
-        """The other one is asked, once there is a receipt."""
+    @rule(
+        node=nodes,
+        kind=kinds,
+        told=tellings,
+        which=maybe,
+        knows=st.booleans(),
+        confirms=st.sampled_from(["at once", "at once", "after a lost reply", "not"]),
+        pause=st.sampled_from([0.0, 0.0, 1.2]),
+    )
+    def change_that_one_node_applies(
+        self, node: int, kind: Kind, told: Told, which: int | None, knows: bool, confirms: str, pause: float
+    ) -> None:
+        """The other one is asked, once there is a receipt for it by a publisher who may know little."""
 
         async def change() -> None:
             world = self.world
             await self._warm(1 - node)
             await self._fault(which)
-            if is_lost:
+            if not knows:
+                world.begin_publisher()
+            if confirms == "after a lost reply":
                 await world.confirm_once(node, world.primary, is_lost=True)
             await self._change(kind, world.primary, told)
-            await world.follow(node, world.primary)
+            if confirms != "not":
+                await world.follow(node, world.primary)
+            world.time_passes(pause)
             await world.ask_for_receipts(world.primary)
             world.request(1 - node)
 
@@ -320,6 +349,7 @@ class Histories(RuleBasedStateMachine):
         which=maybe,
         meanwhile=st.booleans(),
         again=st.booleans(),
+        server=servers,
     )
     def another_node_reads_back(
         self,
@@ -331,6 +361,7 @@ class Histories(RuleBasedStateMachine):
         which: int | None,
         meanwhile: bool,
         again: bool,
+        server: int,
     ) -> None:
         """It takes what its neighbours left in Redis, before a change or while it reads of it."""
 
@@ -345,14 +376,14 @@ class Histories(RuleBasedStateMachine):
                 await self._fault(which)
             await world.replace(node, in_order=False, is_small=is_small)
             await world.follow(node, world.primary)
-            world.replay(node, world.primary)
+            world.replay(node, server)
             await world.settle()
             if meanwhile:
                 await self._fault(which)
                 await self._change(kind, world.primary, told)
                 await world.follow(node, world.primary)
             if again:
-                world.replay(node, world.primary)
+                world.replay(node, server)
                 await world.settle()
             await world.let_go_on("replay")
             await world.let_go_on("replay")
@@ -425,11 +456,13 @@ class Histories(RuleBasedStateMachine):
             for _ in range(2):
                 world.sweep(node)
                 await world.settle()
+                await world.let_go_on("question")
                 await world.let_go_on("registry")
                 world.time_passes(3610.0)
                 await world.follow(node, server)
             world.sweep(node)
             await world.settle()
+            await world.let_go_on("question")
             await world.follow(1 - node, server)
             world.request(1 - node)
             await world.settle()
@@ -445,50 +478,182 @@ class Histories(RuleBasedStateMachine):
         node=nodes,
         server=servers,
         kind=kinds,
+        before=pauses,
+        on_the_way=st.sampled_from([[], ["question"], ["question", "registry"]]),
+        pause=pauses,
+        meanwhile=st.sampled_from(["nothing", "confirm", "change", "confirm, then change"]),
+        after=pauses,
+    )
+    def change_around_a_slow_reading(
+        self,
+        node: int,
+        server: int,
+        kind: Kind,
+        before: float,
+        on_the_way: list[str],
+        pause: float,
+        meanwhile: str,
+        after: float,
+    ) -> None:
+        """The first one that a publisher has of the registry, or the second; it may be asked of a replica."""
+
+        async def read() -> None:
+            world = self.world
+            for one in (0, 1):
+                await self._warm(one)
+            world.time_passes(before)
+            await world.ask_for_receipts(server, is_slow=True)
+            for place in on_the_way:
+                await world.let_go_on(place)
+            world.time_passes(pause)
+            if "confirm" in meanwhile:
+                await self._warm(node)
+            if "change" in meanwhile:
+                await self._change(kind, world.primary)
+            await world.let_go_on("question")
+            await world.let_go_on("registry")
+            if "change" not in meanwhile:
+                world.time_passes(after)
+                await self._change(kind, world.primary)
+                await world.follow(1 - node, world.primary)
+                await world.ask_for_receipts(server)
+            world.request(node)
+
+        self._do(read)
+
+    @rule(
+        node=nodes,
+        kind=kinds,
         told=tellings,
         demand=st.sampled_from([Demand.PLAIN, Demand.NO_CACHE]),
         place=st.sampled_from(["redis", "origin"]),
-        joins=st.booleans(),
+        joins=st.sampled_from([None, None, Demand.PLAIN, Demand.PLAIN, *Demand]),
         was_revoked=now_and_then,
         which=maybe,
+        hears=st.sampled_from(["nothing", "in time", "in time", "just then", "just then, first"]),
         seconds=st.sampled_from([0.0, 0.0, 2.005]),
     )
     def change_during_a_fill(
         self,
         node: int,
-        server: int,
         kind: Kind,
         told: Told,
         demand: Demand,
         place: str,
-        joins: bool,
+        joins: Demand | None,
         was_revoked: bool,
         which: int | None,
+        hears: str,
         seconds: float,
     ) -> None:
-        """What was read before it arrives behind it; somebody else may wait for the same."""
+        """What was read before it arrives behind it, or just when it does; somebody else may wait for the same."""
 
         async def change() -> None:
             world = self.world
+            await world.follow(node, world.primary)
             if was_revoked:
-                await self._change(Kind.REVOKE, server)
-                await world.follow(node, server)
+                await self._change(Kind.REVOKE, world.primary)
+                await world.follow(node, world.primary)
             world.request(node, demand)
             await world.settle()
             if place == "origin":
                 await world.let_go_on("redis")
                 await world.let_go_on("origin")
             await self._fault(which)
-            await self._change(kind, server, told)
+            await self._change(kind, world.primary, told)
             world.time_passes(seconds)
-            await world.follow(node, server)
-            if joins:
-                world.request(node)
+            if hears == "in time":
+                await world.follow(node, world.primary)
+            if joins is not None:
+                world.request(node, joins)
                 await world.settle()
+            if hears.startswith("just then"):
+                world.confirm(node, world.primary)
+                await world.settle()
+                await world.let_all_go_on_at_once(backwards="first" in hears)
             await world.let_all_go_on()
             world.request(node)
 
         self._do(change)
+
+    @rule(
+        node=nodes,
+        kind=kinds,
+        demand=st.sampled_from(Demand),
+        mood=st.sampled_from(Mood),
+        ends_soon=st.booleans(),
+        hears=st.booleans(),
+        seconds=st.sampled_from([0.0, 2.005, 5.5, 14.0]),
+    )
+    def change_before_an_outage(
+        self, node: int, kind: Kind, demand: Demand, mood: Mood, ends_soon: bool, hears: bool, seconds: float
+    ) -> None:
+        """Of the origin; the session may end in it."""
+
+        async def change() -> None:
+            world = self.world
+            world.commit(Kind.SESSION, ends_soon=ends_soon)
+            await world.publish(-1, 0, world.primary)
+            await self._warm(node)
+            await self._change(kind, world.primary)
+            world.turn(mood)
+            world.time_passes(seconds)
+            if hears:
+                await world.follow(node, world.primary)
+            world.request(node, demand)
+            await world.settle()
+            await world.let_all_go_on()
+            world.turn(Mood.WELL)
+
+        self._do(change)
+
+    @rule(node=nodes, seconds=st.sampled_from([5.5, 14.0]), ends_soon=st.booleans())
+    def nothing_changes(self, node: int, seconds: float, ends_soon: bool) -> None:
+        """But what is cached grows old."""
+
+        async def wait() -> None:
+            world = self.world
+            world.commit(Kind.SESSION, ends_soon=ends_soon)
+            await world.publish(-1, 0, world.primary)
+            await self._warm(node)
+            world.time_passes(seconds)
+            await world.follow(node, world.primary)
+            world.request(node)
+
+        self._do(wait)
+
+    @rule(
+        node=nodes,
+        why_not_kept=st.sampled_from(["it is", "no lease", "a cookie"]),
+        is_away=st.booleans(),
+        mood=st.sampled_from(Mood),
+    )
+    def refusal_without_an_event(self, node: int, why_not_kept: str, is_away: bool, mood: Mood) -> None:
+        """Of what is cached; Redis may be away just then, and an outage may follow."""
+
+        async def refuse() -> None:
+            world = self.world
+            was_away, world.is_redis_away = world.is_redis_away, False
+            await self._warm(node)
+            world.commit(Kind.REVOKE)
+            world.is_redis_away = is_away
+            if why_not_kept == "a cookie":
+                world.turn(Mood.SETTING_COOKIES)
+            elif why_not_kept == "no lease":
+                world.time_passes(2.005)
+            world.request(node, Demand.NO_CACHE)
+            await world.settle()
+            await world.let_all_go_on()
+            world.is_redis_away = False
+            await world.follow(node, world.primary)
+            world.turn(mood)
+            world.request(node)
+            await world.settle()
+            await world.let_all_go_on()
+            world.turn(Mood.WELL)
+            world.is_redis_away = was_away
+
+        self._do(refuse)
 
     @precondition(lambda self: self.faults)
     @rule(node=nodes, kind=kinds)

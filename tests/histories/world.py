@@ -168,8 +168,8 @@ class Stops:
 
 
 class StoppingLog:
-    """A `Log` whose confirms, pages and readings of the registry stop between the server and the node; there a
-    confirm's reply may be lost."""
+    """A `Log` whose confirms, pages and readings of the registry stop between the server and the node; a confirm's
+    reply may be lost there.  Questions about the registry stop before the server, too."""
 
     def __init__(self, log: Log, stops: Stops) -> None:
         self.log = log
@@ -193,6 +193,7 @@ class StoppingLog:
         return await self.log.wake_up(after, block_seconds)
 
     async def ask_registry(self, shown_generation: int) -> RegistryReading:
+        await self._stops.stop("question")
         with self._stops.away():
             reading = await self.log.ask_registry(shown_generation)
         await self._stops.stop("registry")
@@ -261,18 +262,29 @@ class StoppingOrigin(ScriptedOrigin):
             self.under_way -= 1
         return answer
 
+    async def read_anonymous(self) -> OriginAnswer:
+        return self._as_it_is(await super().read_anonymous())
+
+    async def pass_on(self, *args: Any, **options: Any) -> OriginAnswer:
+        return self._as_it_is(await super().pass_on(*args, **options))
+
+    def _as_it_is(self, answer: OriginAnswer) -> OriginAnswer:
+        mood = self._world.mood
+        if mood is Mood.DOWN:
+            raise OriginUnavailableError("unreachable", "the scripted origin is down")
+        if mood is Mood.FAILING:
+            return replace(answer, status=500, body=b"{}")
+        headers = ((b"set-cookie", b"ory_kratos_session=another"),) * (mood is Mood.SETTING_COOKIES)
+        answer = replace(answer, headers=(*answer.headers, *headers))
+        return replace(answer, status=200, body=b"an error page") if mood is Mood.NO_SESSION else answer
+
     def _now(self, token: bytes) -> OriginAnswer:
         mood = self._world.mood
         self.failed = mood not in _KINDLY
-        self.down = mood is Mood.DOWN
-        self.extra_headers = ((b"set-cookie", b"ory_kratos_session=another"),) * (mood is Mood.SETTING_COOKIES)
-        self._world.reads.append(Read(self._world.clock.wall(), bool(self.extra_headers)))
+        self._world.reads.append(Read(self._world.clock.wall(), mood is Mood.SETTING_COOKIES))
         self.reads = len(self._world.reads)
         self.refusal_body = json.dumps({"read": self.reads}).encode()
-        answer = super()._now(token)
-        if mood is Mood.FAILING:
-            return replace(answer, status=500, body=b"{}")
-        return replace(answer, status=200, body=b"an error page") if mood is Mood.NO_SESSION else answer
+        return self._as_it_is(super()._now(token))
 
 
 class DriftingClock(ManualClock):
@@ -345,7 +357,6 @@ class World:
         self.is_redis_away = False
         self.changes: list[Change] = []
         self.requests: list[Request] = []
-        self.watch = RegistryWatch()
         self.publisher_staleness = MAX_STALENESS_SECONDS
         self.reading: asyncio.Task[None] | None = None
         self.counts: Counter[str] = Counter()
@@ -468,7 +479,10 @@ class World:
         return None
 
     def begin_publisher(self) -> None:
-        """Another process, which has seen nothing yet."""
+        """Another process, which has seen nothing yet; no receipts are waited for by the one before."""
+        self.watch = RegistryWatch()
+        for change in self.changes:
+            change.waiting = None
         self.publisher = AsyncPublisher(settings=PublisherSettings("redis://nowhere"))
 
     async def ask_for_receipts(self, server: int, *, is_slow: bool = False) -> None:
@@ -476,8 +490,9 @@ class World:
         if self.reading is None or self.reading.done():
             self.reading = asyncio.create_task(self._read_registry(server))
             self.tasks.append(self.reading)
+        await self.settle()
         if not is_slow:
-            await self.settle()
+            await self.let_go_on("question")
             await self.let_go_on("registry")
 
     async def _read_registry(self, server: int) -> None:
@@ -511,6 +526,22 @@ class World:
         task = asyncio.create_task(asked.reader.read(CREDENTIAL, wants))
         may_fail = self.mood not in _KINDLY or (_origin_of(asked).failed and _has_a_run(asked))
         self.requests.append(Request(asked, task, demand, self.session.version, demanded, in_outage, may_fail))
+
+    async def requests_of_others(self, node: int) -> None:
+        """One that presents nothing, and one that goes to the origin for itself; nothing of them stops."""
+        reader = self.nodes[node].reader
+        passed_on = reader.pass_on("GET", "/sessions/whoami", (), b"", "mixed", credential=None, anonymous=False)
+        for asked in (reader.read_anonymous(), passed_on):
+            try:
+                answer = await asked
+            except OriginUnavailableError as error:
+                may_fail, words = self.mood not in _KINDLY, str(error)
+            else:
+                may_fail, words = answer.status == 401 or self.mood is Mood.FAILING, f"{answer.status} for no session"
+                is_shared = answer.tier != "bypass"
+                has_cookie = any(name == b"set-cookie" for name, _ in answer.headers)
+                assert not (is_shared and has_cookie), "strangers share a cookie"
+            assert may_fail, f"an origin that was well: {words}"
 
     def client_goes_away(self, which: int) -> None:
         """What it asked for is nobody's any more, but others may wait for the same."""
@@ -592,6 +623,12 @@ class World:
                 return
             self.stops.release(0, is_lost=False)
             await self.settle()
+
+    async def let_all_go_on_at_once(self, *, backwards: bool) -> None:
+        """Whoever waits now, in one turn of the loop."""
+        for _ in list(self.stops.waiting):
+            self.stops.release(-1 if backwards else 0, is_lost=False)
+        await self.settle()
 
     async def confirm_once(self, node: int, server: int, *, is_lost: bool = False) -> bool:
         """Confirm, and have the reply, unless that is lost; True if another should follow."""
@@ -763,6 +800,7 @@ class World:
     def _newest_shown(self, answer: Answer) -> int:
         """Of a 200 its version, which must have been valid; of a 401 the newest version that was not."""
         if answer.status == 200:
+            assert answer.body.startswith(b"{"), "an error page was taken for a session"
             version = version_of(answer)
             assert version == 0 or self.changes[version - 1].is_valid, f"a 200 of {self.changes[version - 1]}"
             return version
@@ -775,8 +813,7 @@ class World:
         """What is still in Redis, or comes there, is not asked while the refusal is kept; else it was taken away."""
         is_kept = node.memory.get_refusal(node.reader._keys.derive(CREDENTIAL)[0].name) is not None
         may_come_back = self.is_redis_away or any(_has_a_run(other) for other in self.everybody)
-        if is_kept or not may_come_back:
-            self.refused[node] = read
+        self.refused[node] = read if is_kept or not may_come_back else 0
 
     def _judge_read(self, request: Request, answer: Answer) -> None:
         body = json.loads(answer.body)
