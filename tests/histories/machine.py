@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.histories.world import Demand, Fault, Kind, Mood, Told, World
+from tests.histories.truth import Demand, Fault, Kind, Mood, Told
+from tests.histories.world import World
 
 nodes = st.sampled_from([0, 1])
 servers = st.sampled_from([0, 1])

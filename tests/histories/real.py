@@ -16,7 +16,8 @@ from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryReading
 from tests.fakes import ScriptedNode
 from tests.histories.machine import Histories
-from tests.histories.world import Fault, World
+from tests.histories.truth import Fault
+from tests.histories.world import World
 
 _numbers = itertools.count()
 

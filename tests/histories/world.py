@@ -1,16 +1,6 @@
-"""Two nodes, their readers, a publisher, an origin and servers that fail, and the plain truth about one session.
+"""Two nodes, their readers, a publisher, an origin and servers that fail: all that may happen to them.
 
-Everything stops wherever it awaits, and goes on when it is told to.  The truth is a list: which version of the session
-was committed, published, acknowledged and receipted when.  The promises are those of the protocol's model:
-
-1. a cached answer shows every change that was acknowledged max_staleness ago, and every one whose event is applied or
-   was heard of;
-2. after a receipt no request gets an older answer, nor does one that demands the position of a publish;
-3. any other answer is the origin's, read after the request began;
-4. no cached answer is given past its session's end, its TTL, the age that was demanded, or to anybody where the origin
-   set a cookie with it;
-5. a server that can be reached takes every event, an origin that is well has an answer for everybody, and is asked by
-   one node for one credential once at a time; a fence keeps to its cap.
+Everything stops wherever it awaits, and goes on when it is told to.  truth.py says what must hold.
 """
 
 from __future__ import annotations
@@ -18,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from enum import Enum
 from typing import Any
 
 import pytest
@@ -31,16 +20,13 @@ from redis.exceptions import ResponseError
 from cache_node.environment import PublisherSettings
 from cache_node.errors import FeedUnavailableError, OriginUnavailableError
 from cache_node.feed import scripts
-from cache_node.feed.events import Event, FeedEntry
-from cache_node.feed.log import Confirmation, Log, RedisLog
+from cache_node.feed.events import Event
+from cache_node.feed.log import Log, RedisLog
 from cache_node.feed.position import Position
-from cache_node.feed.registry import Membership, RegistryReading, RegistryWatch
-from cache_node.sessions.answer import Answer, Wants
+from cache_node.feed.registry import Membership, RegistryWatch
+from cache_node.sessions.answer import Wants
 from cache_node.sessions.credential import Credential
-from cache_node.sessions.entry import CLOCK_TOLERANCE_SECONDS, Entry
-from cache_node.sessions.keys import Key
 from cache_node.sessions.origin import OriginAnswer
-from cache_node.sessions.reader import REFUSAL_SECONDS
 from cache_node.sources.publisher import ATTEMPT_SECONDS, AsyncPublisher
 from cache_node.sources.receipt import ReceiptWait
 from tests.fakes import (
@@ -52,12 +38,25 @@ from tests.fakes import (
     ScriptedNode,
     ScriptedOrigin,
     ScriptedSession,
-    SharedMemory,
     changed,
     flush,
     identity_changed,
     revoked,
-    version_of,
+)
+from tests.histories.stops import StoppingLog, StoppingMemory, Stops
+from tests.histories.truth import (
+    CREDENTIAL,
+    TTL_SECONDS,
+    Change,
+    Demand,
+    Fault,
+    Kind,
+    Mood,
+    Read,
+    Request,
+    Told,
+    Truth,
+    has_a_run,
 )
 
 PAGE_ENTRIES = 2
@@ -68,172 +67,10 @@ MAX_TURNS = 200
 
 MAX_IDS = {True: 16, False: 1000}
 """What the fences of small nodes and of others remember at most."""
-CREDENTIAL = Credential("token", b"token")
 SESSION_ID = "0a1b2c3d-0000-4000-8000-00000000c0de"
 IDENTITY_ID = "0a1b2c3d-0000-4000-8000-0000000000ff"
-TTL_SECONDS = 12.0
-STALE_IF_ERROR_SECONDS = 3600.0
 RATES = (0.996, 1.004)
 """How fast the clocks of the two nodes run, by that of the publisher: less than DRIFT apart."""
-
-
-class Kind(Enum):
-    """How a change is committed and told."""
-
-    SESSION = "session.changed"
-    IDENTITY = "identity.changed"
-    REVOKE = "session.revoked"
-    EVERYTHING = "flush"
-
-
-class Demand(Enum):
-    """What a request wants."""
-
-    PLAIN = "plain"
-    NO_CACHE = "no-cache"
-    MAX_AGE = "max-age=1"
-    MIN_POSITION = "the position of the last publish"
-
-
-class Told(Enum):
-    """How the event of a change is written."""
-
-    PLAINLY = "as this version does"
-    BY_ANOTHER_VERSION = "so that this one would take it for an event of strangers"
-    IN_CAPITALS = "by a publisher of another make, which leaves ids as they are"
-
-
-class Mood(Enum):
-    """What the origin does."""
-
-    WELL = "it answers"
-    DOWN = "it cannot be reached"
-    FAILING = "it answers 500"
-    NO_SESSION = "its 200 is an error page of something in between"
-    SETTING_COOKIES = "its answers set one"
-
-
-class Fault(Enum):
-    """What happens to the feed's servers."""
-
-    FLUSHALL = "everything is gone, the server's identity stays"
-    RESTART_EMPTY = "a new process without data"
-    CUT = "the primary does not answer, until it is cut again"
-    TRIM = "all but the last entry is trimmed away"
-    HOLE = "the last entry but one is deleted"
-    REPLICATE = "there is a replica, which hears nothing more from now on; it can be read"
-    PROMOTE = "the primary may write no more, and that replica is the primary now"
-    FAIL_BACK = "the old primary is the primary again"
-    CLOCK_BACK = "the server's clock steps back by an hour"
-    LOSE_REGISTRY = "the nodes registry is deleted"
-    LOSE_GENERATION = "what is stored of the generation is deleted"
-    LOSE_NUMBER = "the feed is deleted, and of the generation its number"
-    FOREIGN = "somebody puts an entry behind the last by hand"
-    BEYOND = "the same, with an id of which Lua cannot count on"
-
-
-@dataclass
-class Stops:
-    """Places where somebody waits to be let go."""
-
-    waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
-    are_away: int = 0
-    """How many wait for a server's answer, and stand nowhere yet."""
-    nobody_away: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @contextlib.contextmanager
-    def away(self) -> Iterator[None]:
-        self.are_away += 1
-        self.nobody_away.clear()
-        try:
-            yield
-        finally:
-            self.are_away -= 1
-            if self.are_away == 0:
-                self.nobody_away.set()
-
-    async def stop(self, place: str) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append((place, future))
-        await future
-
-    def release(self, index: int, *, is_lost: bool) -> None:
-        place, future = self.waiting.pop(index)
-        if future.cancelled():
-            return
-        if is_lost and place == "confirm":
-            future.set_exception(FeedUnavailableError("the reply was lost"))
-        else:
-            future.set_result(None)
-
-
-class StoppingLog:
-    """A `Log` whose confirms, pages and readings of the registry stop between the server and the node; a confirm's
-    reply may be lost there.  Questions about the registry stop before the server, too."""
-
-    def __init__(self, log: Log, stops: Stops) -> None:
-        self.log = log
-        self._stops = stops
-
-    async def confirm(
-        self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int
-    ) -> Confirmation:
-        with self._stops.away():
-            reply = await self.log.confirm(applied, shown_generation, field, record, followed_us)
-        await self._stops.stop("confirm")
-        return reply
-
-    async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
-        with self._stops.away():
-            page = await self.log.read_back(before, count)
-        await self._stops.stop("replay")
-        return page
-
-    async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
-        return await self.log.wake_up(after, block_seconds)
-
-    async def ask_registry(self, shown_generation: int) -> RegistryReading:
-        await self._stops.stop("question")
-        with self._stops.away():
-            reading = await self.log.ask_registry(shown_generation)
-        await self._stops.stop("registry")
-        return reading
-
-    async def forget(self, field: bytes, record: bytes | None = None) -> None:
-        with self._stops.away():
-            await self.log.forget(field, record)
-
-
-class StoppingMemory(SharedMemory):
-    """A redis tier whose reads stop behind the server, and which may be away."""
-
-    def __init__(self, stored: dict[bytes, bytes], stops: Stops, is_away: Callable[[], bool]) -> None:
-        super().__init__(stored)
-        self._stops = stops
-        self._is_away = is_away
-
-    async def get(self, keys: Sequence[Key]) -> Entry | None:
-        found = None if self._is_away() else await super().get(keys)
-        await self._stops.stop("redis")
-        return found
-
-    def put(self, key: Key, entry: Entry) -> None:
-        if not self._is_away():
-            super().put(key, entry)
-
-    def discard(self, key: Key) -> None:
-        if not self._is_away():
-            super().discard(key)
-
-
-@dataclass
-class Read:
-    """What the origin was asked, and when by the wall clock."""
-
-    at: float
-    sets_cookie: bool
-    came: float = 0.0
-    """When the answer was here, by the steady clock."""
 
 
 class StoppingOrigin(ScriptedOrigin):
@@ -310,61 +147,26 @@ class OfAnotherVersion(Membership):
         return f"{generation} {number} 0 {count} {region}" if self.region == "0" else f"v2 {count}"
 
 
-@dataclass
-class Change:
-    """Version `version` of the session, and what became of its event."""
-
-    version: int
-    is_valid: bool
-    events: list[Event]
-    position: Position | None = None
-    acknowledged_at: float = 0.0
-    waiting: ReceiptWait | None = None
-    is_receipted: bool = False
-
-
-@dataclass
-class Request:
-    """One request under way; the versions are of its beginning: what an answer must show, and one from an outage."""
-
-    node: ScriptedNode
-    task: asyncio.Task[Answer]
-    demand: Demand
-    committed: int
-    demanded: int
-    demanded_in_outage: int
-    may_fail: bool
-
-
-class World:
-    """What may happen, each with its arguments, and `check`.  `counts` tells what did."""
+class World(Truth):
+    """What may happen, each with its arguments.  `counts` tells what did."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._settings = pytest.MonkeyPatch()
         for room in ("follower", "log"):
             self._settings.setattr(f"cache_node.feed.{room}.PAGE_ENTRIES", PAGE_ENTRIES)
         self._settings.setattr("cache_node.sources.publisher.PUBLISH_DEADLINE_SECONDS", ATTEMPT_SECONDS)  # once
-        self.clock = ManualClock()
         self.stops = Stops()
         self.mood = Mood.WELL
         self.sessions: dict[bytes, ScriptedSession] = {}
         self.session = self.sessions[CREDENTIAL.value] = ScriptedSession(SESSION_ID, IDENTITY_ID)
-        self.reads: list[Read] = []
-        self.refused: dict[ScriptedNode, int] = {}
-        """The read by which the origin refused a node the session, and the node may not bring it back."""
         self.stored: dict[bytes, bytes] = {}
         self.servers = [LogServer()]
-        self.is_redis_away = False
-        self.changes: list[Change] = []
-        self.requests: list[Request] = []
         self.publisher_staleness = MAX_STALENESS_SECONDS
         self.reading: asyncio.Task[None] | None = None
-        self.counts: Counter[str] = Counter()
         self.confirming: dict[ScriptedNode, asyncio.Task[bool]] = {}
-        self.heard: defaultdict[ScriptedNode, set[Position]] = defaultdict(set)
         self.sweeping: defaultdict[ScriptedNode, RegistryWatch] = defaultdict(RegistryWatch)
         self.tasks: list[asyncio.Task[Any]] = []
-        self.everybody: list[ScriptedNode] = []
         self.nodes = [self.new_node(place) for place in (0, 1)]
         self.left: list[ScriptedNode] = []
         self.begin_publisher()
@@ -524,7 +326,7 @@ class World:
                 demanded = in_outage = max(receipted, published[-1].version)
                 wants = Wants(min_position=published[-1].position)
         task = asyncio.create_task(asked.reader.read(CREDENTIAL, wants))
-        may_fail = self.mood not in _KINDLY or (_origin_of(asked).failed and _has_a_run(asked))
+        may_fail = self.mood not in _KINDLY or (_origin_of(asked).failed and has_a_run(asked))
         self.requests.append(Request(asked, task, demand, self.session.version, demanded, in_outage, may_fail))
 
     async def requests_of_others(self, node: int) -> None:
@@ -752,86 +554,10 @@ class World:
                 return False
         return True
 
-    # What must hold ---------------------------------------------------------------------------------------------------
-
     def check(self) -> None:
-        """Raises AssertionError for whatever breaks a promise."""
-        for node in self.nodes:
-            assert len(node.fence) <= node.fence._max_ids, "a fence is above its cap"
+        for node in self.everybody:
             assert _origin_of(node).under_way <= 1, "one credential costs more than one request"
-        for request in [request for request in self.requests if request.task.done()]:
-            self.requests.remove(request)
-            assert not request.task.cancelled(), "a client that went away took the answer of another one with it"
-            error = request.task.exception()
-            if error is None:
-                self._judge(request, request.task.result())
-            else:
-                assert isinstance(error, OriginUnavailableError), error
-                assert request.may_fail, f"an origin that was well: {error}"
-                self.counts["no answer"] += 1
-
-    def _judge(self, request: Request, answer: Answer) -> None:
-        self.counts[answer.tier] += 1
-        if answer.status == 500:
-            assert request.may_fail, "a 500 of an origin that was well"
-            assert answer.detail == "origin-error", "a 500 was taken for an answer"
-            return
-        version = self._newest_shown(answer)
-        # no-cache in an outage gets what the feed proves unchanged
-        demanded = request.demanded_in_outage if answer.tier == "stale" else request.demanded
-        assert version >= demanded, f"{answer.tier} gave {version}, {demanded} was promised"
-        if answer.tier != "origin":
-            self._judge_read(request, answer)
-        else:
-            if answer.status == 401:
-                self._note_refusal(request.node, json.loads(answer.body)["read"])
-            if version >= request.committed:
-                return  # its own answer; an older one of a flight that it joined is judged as a cached one
-        now = self.clock.steady()
-        for change in self.changes:
-            if change.position is not None and version < change.version:
-                is_due = change.acknowledged_at + MAX_STALENESS_SECONDS <= now
-                assert not is_due, f"{answer.tier} gave {version}, {change} was acknowledged long ago"
-                is_applied = request.node.fence.has_applied(change.position)
-                assert not is_applied, f"{answer.tier} gave {version}, {change} is applied"
-                is_heard = change.position in self.heard[request.node]
-                assert not is_heard, f"{answer.tier} gave {version}, {change} was heard of"
-
-    def _newest_shown(self, answer: Answer) -> int:
-        """Of a 200 its version, which must have been valid; of a 401 the newest version that was not."""
-        if answer.status == 200:
-            assert answer.body.startswith(b"{"), "an error page was taken for a session"
-            version = version_of(answer)
-            assert version == 0 or self.changes[version - 1].is_valid, f"a 200 of {self.changes[version - 1]}"
-            return version
-        assert answer.status == 401, answer
-        refused = [change.version for change in self.changes if not change.is_valid]
-        assert refused, "a 401 of a session that was never revoked"
-        return refused[-1]
-
-    def _note_refusal(self, node: ScriptedNode, read: int) -> None:
-        """What is still in Redis, or comes there, is not asked while the refusal is kept; else it was taken away."""
-        is_kept = node.memory.get_refusal(node.reader._keys.derive(CREDENTIAL)[0].name) is not None
-        may_come_back = self.is_redis_away or any(_has_a_run(other) for other in self.everybody)
-        self.refused[node] = read if is_kept or not may_come_back else 0
-
-    def _judge_read(self, request: Request, answer: Answer) -> None:
-        body = json.loads(answer.body)
-        read = self.reads[body["read"] - 1]
-        if answer.status == 200:
-            refused = self.refused.get(request.node, 0)
-            assert body["read"] > refused, f"{answer.tier} brought back what the origin has refused"
-        assert not read.sets_cookie, f"{answer.tier} gave what set a cookie"
-        if answer.tier == "negative":
-            assert self.clock.steady() - read.came <= REFUSAL_SECONDS + 0.1, "a 401 was kept for long"
-            return
-        ends_at = datetime.fromisoformat(body["expires_at"]).timestamp()
-        assert self.clock.wall() < ends_at, f"{answer.tier} gave a session that is over"
-        limit = TTL_SECONDS + (STALE_IF_ERROR_SECONDS if answer.tier == "stale" else 0.0)
-        if request.demand is Demand.MAX_AGE and answer.tier != "stale":
-            limit = 1.0
-        age = self.clock.wall() - read.at
-        assert -CLOCK_TOLERANCE_SECONDS <= age <= limit, f"{answer.tier} gave what was read {age} s ago"
+        super().check()
 
     def _collect(self) -> None:
         for task in (*self.tasks, *self.confirming.values()):
@@ -863,7 +589,3 @@ _EXPECTED = (FeedUnavailableError, OriginUnavailableError, MemoryError)
 def _origin_of(node: ScriptedNode) -> StoppingOrigin:
     assert isinstance(node.origin, StoppingOrigin)
     return node.origin
-
-
-def _has_a_run(node: ScriptedNode) -> bool:
-    return any(not flight.task.done() for flight in node.reader._flights._flights.values())
