@@ -19,7 +19,7 @@ now_and_then = st.sampled_from([False, False, False, False, True])
 
 kinds = st.sampled_from(Kind)
 tellings = st.sampled_from([*[Told.PLAINLY] * 4, *Told])
-pauses = st.sampled_from([0.0, 0.6, 1.5, 2.005])
+pauses = st.sampled_from([0.0, 1.5, 2.005, 2.005])
 maybe = st.sampled_from([*[None] * 8, *range(8)])
 """Which of the climate's faults, if any."""
 
@@ -289,15 +289,27 @@ class Histories(RuleBasedStateMachine):
         which=maybe,
         knows=st.booleans(),
         confirms=st.sampled_from(["at once", "at once", "after a lost reply", "not"]),
+        before=st.sampled_from([0.0, 2.01]),
         pause=st.sampled_from([0.0, 0.0, 1.2]),
     )
     def change_that_one_node_applies(
-        self, node: int, kind: Kind, told: Told, which: int | None, knows: bool, confirms: str, pause: float
+        self,
+        node: int,
+        kind: Kind,
+        told: Told,
+        which: int | None,
+        knows: bool,
+        confirms: str,
+        before: float,
+        pause: float,
     ) -> None:
         """The other one is asked, once there is a receipt for it by a publisher who may know little."""
 
         async def change() -> None:
             world = self.world
+            await world.follow(node, world.primary)
+            world.time_passes(before)
+            await world.follow(node, world.primary)
             await self._warm(1 - node)
             await self._fault(which)
             if not knows:
@@ -313,15 +325,25 @@ class Histories(RuleBasedStateMachine):
 
         self._do(change)
 
-    @rule(node=nodes, kind=kinds, which=st.integers(0, 7), comes_first=st.booleans(), knows=st.booleans(), seconds=few)
+    @rule(
+        node=nodes,
+        kind=kinds,
+        which=st.integers(0, 7),
+        comes_first=st.booleans(),
+        knows=st.booleans(),
+        is_slow=st.booleans(),
+        seconds=few,
+    )
     def history_begins_anew(
-        self, node: int, kind: Kind, which: int, comes_first: bool, knows: bool, seconds: int
+        self, node: int, kind: Kind, which: int, comes_first: bool, knows: bool, is_slow: bool, seconds: int
     ) -> None:
-        """Its numbers reach those of a node again; the other may have come first, or a publisher who knows less."""
+        """Its numbers reach those of a node again; somebody else may have come first, or the server's clock is slow."""
 
         async def begin() -> None:
             world = self.world
             await self._warm(node)
+            if is_slow and Fault.CLOCK_BACK in self.faults:
+                await world.fault(Fault.CLOCK_BACK)
             await self._fault(which)
             if comes_first:
                 await world.follow(1 - node, world.primary)
@@ -496,12 +518,13 @@ class Histories(RuleBasedStateMachine):
         meanwhile: str,
         after: float,
     ) -> None:
-        """The first one that a publisher has of the registry, or the second; it may be asked of a replica."""
+        """Of the registry; it may be a replica's."""
 
         async def read() -> None:
             world = self.world
             for one in (0, 1):
                 await self._warm(one)
+            await world.ask_for_receipts(server)
             world.time_passes(before)
             await world.ask_for_receipts(server, is_slow=True)
             for place in on_the_way:
@@ -583,20 +606,30 @@ class Histories(RuleBasedStateMachine):
         demand=st.sampled_from(Demand),
         mood=st.sampled_from(Mood),
         ends_soon=st.booleans(),
+        changes=st.booleans(),
         hears=st.booleans(),
         seconds=st.sampled_from([0.0, 2.005, 5.5, 14.0]),
     )
     def change_before_an_outage(
-        self, node: int, kind: Kind, demand: Demand, mood: Mood, ends_soon: bool, hears: bool, seconds: float
+        self,
+        node: int,
+        kind: Kind,
+        demand: Demand,
+        mood: Mood,
+        ends_soon: bool,
+        changes: bool,
+        hears: bool,
+        seconds: float,
     ) -> None:
-        """Of the origin; the session may end in it."""
+        """Of the origin; the session may end in it, or nothing change."""
 
         async def change() -> None:
             world = self.world
             world.commit(Kind.SESSION, ends_soon=ends_soon)
             await world.publish(-1, 0, world.primary)
             await self._warm(node)
-            await self._change(kind, world.primary)
+            if changes:
+                await self._change(kind, world.primary)
             world.turn(mood)
             world.time_passes(seconds)
             if hears:
@@ -628,8 +661,9 @@ class Histories(RuleBasedStateMachine):
         why_not_kept=st.sampled_from(["it is", "no lease", "a cookie"]),
         is_away=st.booleans(),
         mood=st.sampled_from(Mood),
+        seconds=st.sampled_from([0.0, 5.5]),
     )
-    def refusal_without_an_event(self, node: int, why_not_kept: str, is_away: bool, mood: Mood) -> None:
+    def refusal_without_an_event(self, node: int, why_not_kept: str, is_away: bool, mood: Mood, seconds: float) -> None:
         """Of what is cached; Redis may be away just then, and an outage may follow."""
 
         async def refuse() -> None:
@@ -646,6 +680,7 @@ class Histories(RuleBasedStateMachine):
             await world.settle()
             await world.let_all_go_on()
             world.is_redis_away = False
+            world.time_passes(seconds)
             await world.follow(node, world.primary)
             world.turn(mood)
             world.request(node)
@@ -655,6 +690,30 @@ class Histories(RuleBasedStateMachine):
             world.is_redis_away = was_away
 
         self._do(refuse)
+
+    @precondition(lambda self: Fault.PROMOTE in self.faults)
+    @rule(node=nodes, kind=kinds, lost=st.sampled_from(["events", "a node"]))
+    def change_after_a_failover(self, node: int, kind: Kind, lost: str) -> None:
+        """The replica lacks what was written last: it may be that the other node is there at all."""
+
+        async def fail_over() -> None:
+            world = self.world
+            await world.follow(node, world.primary)
+            if lost == "a node":
+                await world.replace(1 - node, in_order=True, is_small=False)
+            await world.fault(Fault.REPLICATE)
+            if lost == "events":
+                await world.publish_noise(7, world.primary)
+            world.time_passes(2.005)
+            await world.follow(node, world.primary)
+            await self._warm(1 - node)
+            await world.fault(Fault.PROMOTE)
+            await self._change(kind, world.primary)
+            await world.follow(node, world.primary)
+            await world.ask_for_receipts(world.primary)
+            world.request(1 - node)
+
+        self._do(fail_over)
 
     @precondition(lambda self: self.faults)
     @rule(node=nodes, kind=kinds)

@@ -206,6 +206,7 @@ class Truth:
         self.refused[node] = read if is_kept or not may_come_back else 0
 
     def _judge_read(self, request: Request, answer: Answer) -> None:
+        assert b"x-request-id" not in dict(answer.headers), f"{answer.tier} gave what was of one request"
         body = json.loads(answer.body)
         read = self.reads[body["read"] - 1]
         if answer.status == 200:

@@ -111,7 +111,9 @@ class StoppingOrigin(ScriptedOrigin):
             raise OriginUnavailableError("unreachable", "the scripted origin is down")
         if mood is Mood.FAILING:
             return replace(answer, status=500, body=b"{}")
-        headers = ((b"set-cookie", b"ory_kratos_session=another"),) * (mood is Mood.SETTING_COOKIES)
+        headers = [(b"x-request-id", b"1")]
+        if mood is Mood.SETTING_COOKIES:
+            headers.append((b"set-cookie", b"ory_kratos_session=another"))
         answer = replace(answer, headers=(*answer.headers, *headers))
         return replace(answer, status=200, body=b"an error page") if mood is Mood.NO_SESSION else answer
 
