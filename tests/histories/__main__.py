@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from cache_node.embedded import EmbeddedValkey
-from tests.histories.machine import TOTALS, Histories
+from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
+from tests.histories.scenes import Histories
 
 STEPS_A_HISTORY = 80
 HISTORIES_A_ROUND = 40

@@ -15,7 +15,7 @@ from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryReading
 from tests.fakes import ScriptedNode
-from tests.histories.machine import Histories
+from tests.histories.scenes import Histories
 from tests.histories.truth import Fault
 from tests.histories.world import World
 
