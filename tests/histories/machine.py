@@ -160,17 +160,20 @@ class Steps(RuleBasedStateMachine):
     def follow(self, node: int, server: int) -> None:
         self._do(lambda: self.world.follow(node, server))
 
-    @rule(node=nodes, server=servers, kind=kinds, seconds=st.sampled_from([0.6, 1.2, 1.9]))
-    def slow_confirm(self, node: int, server: int, kind: Kind, seconds: float) -> None:
+    @rule(node=nodes, kind=kinds, seconds=st.sampled_from([0.6, 1.2, 1.9]))
+    def slow_confirm(self, node: int, kind: Kind, seconds: float) -> None:
         """The reply of a confirm is long on its way; what is published behind it is not in it."""
 
         async def confirm() -> None:
             world = self.world
-            world.confirm(node, server)
+            await self._warm(node)
+            world.confirm(node, world.primary)
             await world.settle()
-            await self._change(kind, server)
+            await self._change(kind, world.primary)
             world.time_passes(seconds)
             await world.let_all_go_on()
+            world.time_passes(2.005 - seconds)
+            world.request(node)
 
         self._do(confirm)
 

@@ -66,6 +66,8 @@ class Histories(Steps):
             await world.follow(node, world.primary)
             await self._warm(1 - node)
             await self._fault(which)
+            if confirms == "not" and Fault.LOSE_REGISTRY in self.faults:
+                await world.fault(Fault.LOSE_REGISTRY)
             if not knows:
                 world.begin_publisher()
             if confirms == "after a lost reply":
@@ -256,7 +258,7 @@ class Histories(Steps):
         server=servers,
         kind=kinds,
         before=pauses,
-        on_the_way=st.sampled_from([[], ["question"], ["question", "registry"]]),
+        on_the_way=st.sampled_from([[], ["question"], ["question"], ["question", "registry"]]),
         pause=pauses,
         meanwhile=st.sampled_from(["nothing", "confirm", "change", "confirm, then change"]),
         after=pauses,
