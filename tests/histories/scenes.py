@@ -287,7 +287,7 @@ class Histories(Steps):
                 await world.let_go_on(place)
             world.time_passes(pause)
             if "confirm" in meanwhile:
-                await self._warm(node)
+                await world.follow(node, world.primary)
             if "change" in meanwhile:
                 await self._change(kind, world.primary)
             await world.let_go_on("question")
