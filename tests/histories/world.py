@@ -262,6 +262,7 @@ class World(Truth):
                 events = changed("somebody-else") * len(events)
                 writing.setattr(scripts, "APPEND", _APPEND_OF_ANOTHER_VERSION)
             position = await self.append(events, server)
+        self.time_passes(1e-6)  # what was asked before is not asked at the same moment
         if position is not None:
             change.position, change.acknowledged_at = position, self.clock.steady()
             change.waiting = ReceiptWait(position, self.clock.steady(), self.publisher_staleness, self.watch)
