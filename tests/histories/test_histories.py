@@ -9,8 +9,8 @@ from tests.histories.__main__ import run
 from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
 
-STEPS = 12_000
-STEPS_ON_A_VALKEY = 1_000
+STEPS = 8_000
+STEPS_ON_A_VALKEY = 500
 
 
 @pytest.mark.timeout(300)
