@@ -41,7 +41,7 @@ class Side:
         try:
             position = await self._log.append(events, source="test", shown_generation=generation, retain=retain)
         except FeedUnavailableError as error:
-            return str(error)
+            return str(error).partition(" script: ")[0].rstrip(")")  # a real one says where in the script, too
         return self._named(position.generation), position.number
 
     async def confirm(self, index: int, number: int, shown: int, followed_us: int, field: str, record: str) -> object:
