@@ -57,7 +57,7 @@ model: $(DEV) ## random histories of nodes, readers, faults, judged against the 
 	@exec $(BIN)/python -m tests.histories $(ARGS)
 
 .PHONY: guards
-guards: $(DEV) ## remove each guard of the consistency core in turn: its test must fail
+guards: $(DEV) ## remove each guard of the consistency core in turn: its test must fail; or ARGS=--histories must
 	@exec $(BIN)/python -m tests.guards $(ARGS)
 
 $(NODE): pyproject.toml constraints.txt

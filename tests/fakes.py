@@ -1,7 +1,7 @@
 """Scripted stand-ins, for what a real server cannot be made to do at a given moment.
 
-`ManualClock` moves when told.  `LogServer` is the feed's server in process: the same rules as the Lua scripts, and it
-can be emptied, trimmed, copied as a replica and promoted.  `ScriptedLog` is one node's or publisher's connection to
+`ManualClock` moves when told.  `LogServer` is the feed's server in process, with the real Lua scripts, and it can be
+emptied, trimmed, copied as a replica and promoted.  `ScriptedLog` is one node's or publisher's connection to
 whichever server it is pointed at.  `ScriptedOrigin` answers when its gate opens.
 """
 
@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import random
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
-from cache_node.errors import FeedUnavailableError, OriginUnavailableError
-from cache_node.feed.events import Event, EventType, FeedEntry
+from cache_node.errors import OriginUnavailableError
+from cache_node.feed.events import ENTRY_FIELD, Event, EventType, FeedEntry
 from cache_node.feed.fence import Fence
 from cache_node.feed.follower import Follower
 from cache_node.feed.lease import Lease
-from cache_node.feed.log import PAGE_ENTRIES, Confirmation
+from cache_node.feed.log import Confirmation, RedisLog
+from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
-from cache_node.feed.registry import Membership, RegistryReading
+from cache_node.feed.registry import Membership
 from cache_node.sessions.answer import Answer, Wants
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Entry
@@ -32,9 +31,11 @@ from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.reader import Reader
 from cache_node.sessions.sealing import seal, unseal
+from tests.keyspace import InProcessRedis, Keyspace, Row, Stream
 from tests.waiting import NotInTimeError
 
 MAX_STALENESS_SECONDS = 2.0
+NAMES = RedisNames()
 SECRET = "a secret of at least thirty-two characters"
 
 
@@ -77,74 +78,75 @@ class Gate:
         self._opened.set()
 
 
-@dataclass
-class LogServer:
-    """State of the feed on one server, changed by the same rules as in cache_node/feed/scripts.py.
+class LogServer(Keyspace):
+    """The feed's server in process: what is there can be looked at, emptied, trimmed, spoilt, copied and promoted."""
 
-    `time_us` is its TIME; it stands still unless a script of a test moves it.
-    """
+    @property
+    def stream(self) -> list[Row]:
+        """Rows of the feed, by position; a script may take some out, or put some in."""
+        return self.streams.setdefault(NAMES.feed.encode(), Stream()).rows
 
-    time_us: int = 1_800_000_000_000_000
-    replid: str = field(default_factory=lambda: secrets.token_hex(20))
-    stored_replid: str | None = None
-    generation: int = 0
-    number: int = 0
-    followed_us: int = 0
-    stream: list[tuple[Position, FeedEntry]] = field(default_factory=list)
-    nodes: dict[str, str] = field(default_factory=dict)
-    available: bool = True
-    salt_bits: int = 20
-    dice: random.Random = field(default_factory=random.Random)
+    @stream.setter
+    def stream(self, rows: list[Row]) -> None:
+        self.stream[:] = rows
 
-    def current(self, shown: int) -> Position:
-        """Make sure of the generation, as every script does first."""
-        self.check()
-        if self.stored_replid != self.replid:
-            top = self.stream[-1][0].generation if self.stream else 0
-            salt = self.dice.getrandbits(self.salt_bits) + 1 if self.salt_bits else 1
-            self.generation = max(max(self.generation, shown, top) + salt, self.time_us)
-            self.stored_replid, self.number, self.followed_us = self.replid, 0, 0
-            self.stream = []
-        return Position(self.generation, self.number)
+    @property
+    def nodes(self) -> dict[bytes, bytes]:
+        """The registry."""
+        return self.hashes.setdefault(NAMES.nodes.encode(), {})
+
+    @property
+    def born(self) -> dict[bytes, bytes]:
+        """What is stored of the generation."""
+        return self.hashes.setdefault(NAMES.generation.encode(), {})
+
+    @property
+    def generation(self) -> int:
+        return int(self.born.get(b"generation", 0))
+
+    @property
+    def number(self) -> int:
+        return int(self.born.get(b"number", 0))
+
+    @property
+    def followed_us(self) -> int:
+        return int(self.born.get(b"followed", 0))
 
     def append(self, events: Sequence[Event], shown: int = 0, retain: int = 1_000_000) -> Position:
-        self.current(shown)
-        self.number += len(events)
-        position = Position(self.generation, self.number)
-        self.stream.append((position, FeedEntry(self.number, tuple(events))))
-        if self.number - retain > 0:
-            self.trim_before(self.number - retain)
-        return position
+        """A publisher's append."""
+        appending = ScriptedLog(self).append(events, source="test", shown_generation=shown, retain=retain)
+        try:
+            appending.send(None)
+        except StopIteration as done:
+            position: Position = done.value
+            return position
+        raise AssertionError("a server in process keeps nobody waiting")
 
     def trim_before(self, number: int) -> None:
-        """XTRIM MINID."""
-        self.stream = [row for row in self.stream if row[0].number >= number]
+        self.stream = [row for row in self.stream if row[0] >= (self.generation, number)]
 
-    def flushall(self) -> None:
-        """Everything is gone, the server's identity stays."""
-        self.stored_replid, self.generation, self.number, self.followed_us = None, 0, 0, 0
-        self.stream, self.nodes = [], {}
+    def garble(self, index: int) -> None:
+        """That entry was written by another version: this one cannot read it."""
+        self.stream[index] = self.stream[index][0], {ENTRY_FIELD: b"garbled"}
 
-    def restart_empty(self) -> None:
-        """A new process without data."""
-        self.flushall()
-        self.replid = secrets.token_hex(20)
+    def end_at(self, number: int) -> None:
+        """The history has lost its end, and does not know."""
+        self.stream = [row for row in self.stream if row[0][1] <= number]
+        self.streams[NAMES.feed.encode()].last = (self.generation, number)
+        self.born[b"number"] = b"%d" % number
 
-    def replica(self, *, without_last: int = 0) -> LogServer:
+    def replica(self, *, without_last: int = 0) -> Self:
         """A copy that is promoted: it has all but the last entries, and another replication id."""
         promoted = copy.deepcopy(self)
-        promoted.replid, promoted.dice = secrets.token_hex(20), self.dice
+        promoted.scripts = {}
+        promoted.begin_history()
         if without_last:
-            promoted.stream = promoted.stream[:-without_last]
-            promoted.number = promoted.stream[-1][0].number if promoted.stream else 0
+            kept = promoted.stream[:-without_last]
+            promoted.end_at(kept[-1][0][1] if kept else 0)
         return promoted
 
-    def check(self) -> None:
-        if not self.available:
-            raise FeedUnavailableError("the scripted server is away")
 
-
-class ScriptedLog:
+class ScriptedLog(RedisLog):
     """The `Log` of one node, on `server`, which a script may exchange between calls, or for the wake-ups alone, or for
     the replay alone.
 
@@ -153,6 +155,8 @@ class ScriptedLog:
     """
 
     def __init__(self, server: LogServer) -> None:
+        # None of the connections that RedisLog begins with: they would take a third of a history's time.
+        self._names, self._timeout = NAMES, 5.0
         self.server = server
         self.wake_server: LogServer | None = None
         self.replay_server: LogServer | None = None
@@ -161,59 +165,26 @@ class ScriptedLog:
         self.reply_error: Exception | None = None
         """Comes in place of the next replies."""
         self.replay_gate: Gate | None = None
-        self.page_entries = PAGE_ENTRIES
+        self._client: Any = InProcessRedis(lambda: self.server, lambda: self.replay_server or self.server)
+        self._blocked: Any = InProcessRedis(lambda: self.wake_server or self.server)
 
     async def confirm(
         self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int
     ) -> Confirmation:
         if self.gate is not None:
             await self.gate.passed()
-        server = self.server
-        end = server.current(shown_generation)
-        followed_us = followed_us if applied is not None and applied.generation == end.generation else 0
-        is_new = field not in server.nodes
-        was_lost = followed_us > 0 and is_new
-        server.nodes[field] = record
-        is_alone = is_new and len(server.nodes) == 1
-        server.followed_us = 0 if was_lost or is_alone else max(server.followed_us, followed_us)
-        page: tuple[FeedEntry, ...] = ()
-        if applied is not None:
-            rows = [e for p, e in server.stream if p.generation == applied.generation and p.number > applied.number]
-            page = tuple(rows[: self.page_entries])
-        nodes = len(server.nodes)
+        reply = await super().confirm(applied, shown_generation, field, record, followed_us)
         if self.reply_gate is not None:
             await self.reply_gate.passed()
         if self.reply_error is not None:
             raise self.reply_error
-        return Confirmation(end, page, nodes, server.time_us, was_lost)
-
-    async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
-        server = self.wake_server or self.server
-        server.check()
-        key = (after.generation, after.number)
-        return [(p, e) for p, e in server.stream if (p.generation, p.number) > key]
+        return reply
 
     async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
-        server = self.replay_server or self.server
-        server.check()
-        rows = [e for p, e in server.stream if p.generation == before.generation and p.number <= before.number]
-        page = tuple(reversed(rows))[:count]
+        page = await super().read_back(before, count)
         if self.replay_gate is not None:
             await self.replay_gate.passed()
         return page
-
-    async def ask_registry(self, shown_generation: int) -> RegistryReading:
-        server = self.server
-        end = server.current(shown_generation)
-        rows = {name.encode(): record.encode() for name, record in server.nodes.items()}
-        return RegistryReading.parse(
-            str(end.generation).encode(), str(end.number).encode(), str(server.followed_us).encode(), rows
-        )
-
-    async def forget(self, field: bytes, record: bytes | None = None) -> None:
-        self.server.check()
-        if record is None or self.server.nodes.get(field.decode(), "").encode() == record:
-            self.server.nodes.pop(field.decode(), None)
 
 
 class SharedMemory:
@@ -348,6 +319,7 @@ class ScriptedOrigin:
             "expires_at": session.expires_at,
             "identity": {"id": session.identity_id, "traits": {"version": session.version}},
             "padding": "x" * self.padding_bytes,
+            "read": self.reads,
         }
         headers = [(b"content-type", b"application/json; charset=utf-8"), *self.extra_headers]
         if self.set_cookie:

@@ -78,6 +78,8 @@ class ReceiptWait:
 
     def is_complete(self, reading: RegistryReading, sent: float, received: float) -> bool:
         """Take a reading that was asked for at `sent`; True once the old answer is dead everywhere."""
+        if sent < self._acknowledged_at:
+            return False  # it may be of before the event
         still = self._watch.observe(reading, sent, received)
         for record in reading.records:
             self._longest_lease = max(self._longest_lease, record.max_staleness_seconds)
@@ -199,7 +201,7 @@ async def wait_for_receipt(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(deadline, waiting.outlived_at) - time.monotonic()):
                 reading, sent, received = await poll.next()
-                if reading is not None and sent >= acknowledged_at:
+                if reading is not None:
                     complete = waiting.is_complete(reading, sent, received)
         complete = complete or waiting.has_outlived_leases(time.monotonic())
     return Receipt(position, complete, time.monotonic() - started_at, waiting.nodes)

@@ -1,29 +1,30 @@
-"""The scripted server of tests/fakes.py keeps the rules of the Lua scripts: asked the same, both say the same."""
+"""The server in process answers as a real one does: asked the same, through the same scripts, both say the same."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from cache_node.embedded import EmbeddedValkey
+from cache_node.errors import FeedUnavailableError
 from cache_node.feed import log as log_module
 from cache_node.feed.events import Event, FeedEntry
 from cache_node.feed.log import RedisLog
-from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
-from tests.fakes import LogServer, ScriptedLog, changed, flush, revoked
+from tests.fakes import NAMES, LogServer, ScriptedLog, changed, flush, revoked
 from tests.feed.conftest import commanding, connected
 
 
 class Side:
     """One of the two servers; its generations are told by the order in which they were seen first."""
 
-    def __init__(self, log: ScriptedLog | RedisLog, server: LogServer | None, redis: Any, names: RedisNames) -> None:
-        self._log, self._server, self._redis, self._names = log, server, redis, names
+    def __init__(self, log: RedisLog, command: Callable[..., Awaitable[Any]]) -> None:
+        self._log, self._command = log, command
         self.generations: list[int] = []
 
     def _named(self, generation: int) -> int:
@@ -34,14 +35,13 @@ class Side:
     def _position(self, index: int, number: int) -> Position:
         return Position(self.generations[index] if index < len(self.generations) else 1, number)
 
-    async def append(self, size: int, shown: int) -> object:
+    async def append(self, size: int, shown: int, retain: int) -> object:
         events = [*revoked(), *changed("a"), *flush()][:size]
-        if self._server is not None:
-            position = self._server.append(events, self._position(shown, 0).generation)
-        else:
-            assert isinstance(self._log, RedisLog)
-            generation = self._position(shown, 0).generation
-            position = await self._log.append(events, source="test", shown_generation=generation, retain=1_000_000)
+        generation = self._position(shown, 0).generation
+        try:
+            position = await self._log.append(events, source="test", shown_generation=generation, retain=retain)
+        except FeedUnavailableError as error:
+            return str(error).partition(" script: ")[0].rstrip(")")  # a real one says where in the script, too
         return self._named(position.generation), position.number
 
     async def confirm(self, index: int, number: int, shown: int, followed_us: int, field: str, record: str) -> object:
@@ -65,17 +65,15 @@ class Side:
     async def forget(self, field: str, record: str | None) -> None:
         await self._log.forget(field.encode(), None if record is None else record.encode())
 
-    async def flushall(self) -> None:
-        if self._server is not None:
-            self._server.flushall()
-        else:
-            await self._redis.flushall()
-
-    async def trim_before(self, number: int) -> None:
-        if self._server is not None:
-            self._server.trim_before(number)
-        else:
-            await self._redis.xtrim(self._names.feed, minid=f"{self.generations[-1]}-{number}", approximate=False)
+    async def command(self, *command: object) -> object:
+        """Positions in it are those of the newest generation."""
+        newest = self.generations[-1] if self.generations else 0
+        parts = [f"{newest}-{part.number}" if isinstance(part, Position) else part for part in command]
+        try:
+            reply = await self._command(*parts)
+        except ResponseError as error:
+            return str(error)
+        return reply if type(reply) is int else None
 
 
 def shown_by(entries: Iterable[FeedEntry]) -> list[tuple[int, tuple[Event, ...] | None]]:
@@ -84,30 +82,38 @@ def shown_by(entries: Iterable[FeedEntry]) -> list[tuple[int, tuple[Event, ...] 
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_both_say_the_same(
-    own_valkey: EmbeddedValkey, names: RedisNames, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Positions, pages, registry and generations, through appends, confirms, trimming and FLUSHALL in any order."""
+async def test_both_say_the_same(own_valkey: EmbeddedValkey, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions, pages, registry and generations, through calls, losses and foreign writings in any order."""
     dice = random.Random(seed)
-    server = LogServer(salt_bits=0)
+    server = LogServer()
     monkeypatch.setattr(log_module, "_SALT_BITS", 0)  # so that generations are born in one order on both
-    async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
-        sides = Side(ScriptedLog(server), server, None, names), Side(log, None, redis, names)
-        for step in range(150):
+
+    async def command(*parts: Any) -> Any:
+        return server.execute(*parts)
+
+    async with connected(own_valkey, NAMES) as log, commanding(own_valkey) as redis:
+        sides = Side(ScriptedLog(server), command), Side(log, redis.execute_command)
+        for step in range(200):
             server.time_us = round(time.time() * 1e6)
             index, number, shown = dice.randrange(3), dice.randrange(-1, 12), dice.randrange(3)
+            at = Position(0, max(0, number))
             field, record = f"node-{dice.randrange(3)} a", f"{dice.randrange(3)} 1 2000000 {dice.randrange(3)} default"
             calls: list[tuple[str, tuple[Any, ...]]] = [
-                ("append", (dice.randrange(1, 4), shown)),
+                ("append", (dice.randrange(1, 4), shown, 1_000_000)),
                 ("confirm", (index, number, shown, dice.randrange(5) * 1_000_000, field, record)),
                 ("wake_up", (index, max(0, number))),
                 ("read_back", (index, max(0, number), dice.choice([1, 100]))),
                 ("ask_registry", (shown,)),
                 ("forget", (field, dice.choice([None, record]))),
-                ("trim_before", (max(0, number),)) if sides[0].generations else ("append", (1, shown)),
-                ("flushall", ()),
+                ("command", ("XTRIM", NAMES.feed, "MINID", at)),
+                ("command", ("XDEL", NAMES.feed, at)),
+                ("command", ("XADD", NAMES.feed, at, "e", "foreign")),
+                ("command", ("HDEL", NAMES.generation, dice.choice(["replid", "generation", "number"]))),
+                ("command", ("DEL", dice.choice([NAMES.generation, NAMES.feed, NAMES.nodes]))),
+                ("command", ("FLUSHALL",)),
+                ("command", ("SCRIPT", "FLUSH")),
             ]
-            ((name, arguments),) = dice.choices(calls, [8, 8, 3, 3, 4, 2, 1, 1])
+            ((name, arguments),) = dice.choices(calls, [8, 8, 3, 3, 4, 2, 1, 1, 1, 1, 1, 1, 1])
             scripted, real = [await getattr(side, name)(*arguments) for side in sides]
             assert scripted == real, f"step {step}: {name}{arguments}"
     assert len(sides[1].generations) > 2

@@ -8,5 +8,6 @@ Each `*.patch` here is a small unified diff against `cache_node/` that takes one
 
 `python -m tests.guards` (`make guards`) applies each to a copy of the checkout and runs its test there.  A patch that
 does not apply any more is an error, as is a guard whose removal no test notices; `--renew` writes those anew that only
-lack the lines around them.
+lack the lines around them.  `--histories` has random histories (tests/histories) notice what they can, too, without
+knowing where to look; histories.py says what they cannot, and why.
 """

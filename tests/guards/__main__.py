@@ -1,4 +1,5 @@
-"""`python -m tests.guards [-v] [-j N] [PATTERN …]`: those whose file, race or test contains a pattern, or all."""
+"""`python -m tests.guards [-v] [-j N] [--histories] [PATTERN …]`: those whose file, race or test contains a pattern, or
+all; with `--histories` those that random histories notice."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.guards.histories import WORLD, is_of_the_world, play_without, why_unnoticed
 from tests.guards.patch import Patch, PatchError, copy_checkout, read_patch, renew_patch
 from tests.guards.races import RACES, read_guarantees, uncovered_guarantees, uncovered_races
 from tests.guards.run import run_unpatched, run_without
@@ -26,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--renew", action="store_true", help="write those anew whose surroundings have changed; no tests"
     )
+    parser.add_argument(
+        "--histories", action="store_true", help="play random histories without each guard, instead of running its test"
+    )
     options = parser.parse_args(arguments)
     patches, problems = _read_all(FOLDER)
     chosen = [patch for patch in patches if _matches(patch, options.patterns)]
@@ -35,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         snapshot = copy_checkout(CHECKOUT, Path(folder))
         if options.renew:
             return int(not _renew(chosen, snapshot) or bool(problems) or not chosen)
+        if options.histories:
+            return int(not _play([patch for patch in chosen if is_of_the_world(patch)], snapshot, options.jobs))
         passed = bool(chosen) and _run(chosen, snapshot, options.jobs, options.verbose)
     missing = [] if options.patterns else _uncovered(patches)
     return 0 if passed and not (problems or missing) else 1
@@ -53,6 +60,27 @@ def _run(chosen: Sequence[Patch], snapshot: Path, jobs: int, verbose: bool) -> b
                 _say([f"         {outcome.words}"])
     _say([f"{caught} of {len(chosen)} removed guards caught in {time.monotonic() - started:.0f} s"])
     return caught == len(chosen) and not broken
+
+
+def _play(chosen: Sequence[Patch], snapshot: Path, jobs: int) -> bool:
+    """A line for each as it is done, then all, those that took longest last."""
+    if not chosen:
+        _say([f"ERROR    no patch that matches changes any of {', '.join(WORLD)}"])
+        return False
+    started, rows, wrong = time.monotonic(), [], 0
+    with ThreadPoolExecutor(jobs) as pool:
+        for patch, outcome in zip(chosen, pool.map(lambda p: play_without(p, snapshot), chosen), strict=True):
+            why = why_unnoticed(patch)
+            is_right = outcome.kind == ("caught" if why is None else "MISSED")
+            verdict = {"caught": "found", "MISSED": "missed"}.get(outcome.kind, outcome.kind)
+            wrong += not is_right
+            rows.append((outcome.seconds, f"{verdict:<8} {patch.path.stem:<44} {outcome.seconds:5.1f} s"))
+            _say([f"{rows[-1][1]}  {outcome.words if outcome.kind != 'MISSED' else why or ''}"[:160]])
+            if not is_right:
+                _say([f"WRONG    {why or 'it should be found'}: {patch.guard}"])
+    _say(["", *(line for _, line in sorted(rows))])
+    _say([f"{len(rows) - wrong} of {len(rows)} as they should be, in {time.monotonic() - started:.0f} s"])
+    return not wrong
 
 
 def _renew(chosen: Sequence[Patch], snapshot: Path) -> bool:

@@ -6,12 +6,15 @@ import asyncio
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from tests.guards import __main__ as commands
+from tests.guards.histories import UNNOTICED, is_of_the_world
 from tests.guards.patch import Patch, PatchError, read_patch, renew_patch
 from tests.guards.races import RACES, Guarantee, read_guarantees, uncovered_guarantees, uncovered_races
-from tests.guards.run import run_unpatched, run_without
+from tests.guards.run import Outcome, run_unpatched, run_without
 from tests.guards.verdict import judge
 from tests.waiting import NotInTimeError
 
@@ -206,6 +209,36 @@ def test_every_patch_here_can_be_read() -> None:
     guarantees = read_guarantees((FOLDER.parents[1] / "README.md").read_text())
     assert guarantees
     assert uncovered_guarantees(guarantees, patches) == []
+
+
+# What random histories must notice ------------------------------------------------------------------------------------
+
+
+def test_what_histories_cannot_notice_is_theirs_and_said_once() -> None:
+    """A declaration for a patch that nobody would play, or a second one, says nothing."""
+    names = [name for names in UNNOTICED.values() for name in names]
+    played = {patch.path.stem for path in FOLDER.glob("*.patch") if is_of_the_world(patch := read_patch(path))}
+    assert len(names) == len(set(names))
+    assert set(names) <= played
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "passes"),
+    [
+        ("feed-flush", "caught", True),
+        ("feed-flush", "MISSED", False),
+        ("feed-flush", "ERROR", False),
+        ("feed-trim", "MISSED", True),
+        ("feed-trim", "caught", False),
+        ("feed-trim", "ERROR", False),
+    ],
+)
+def test_histories_must_notice_what_is_not_declared_and_nothing_else(
+    name: str, kind: Literal["caught", "MISSED", "ERROR"], passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard that is found though it is declared makes the declaration a lie."""
+    monkeypatch.setattr(commands, "play_without", lambda patch, checkout: Outcome(kind, 1.0, "words"))
+    assert commands.main(["--histories", f"{name}.patch"]) == (0 if passes else 1)
 
 
 # What is missing ------------------------------------------------------------------------------------------------------

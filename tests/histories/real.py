@@ -9,14 +9,15 @@ from redis.asyncio import Redis
 
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
-from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.events import FeedEntry
 from cache_node.feed.log import Confirmation, Log, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryReading
 from tests.fakes import ScriptedNode
-from tests.histories.machine import Histories
-from tests.histories.world import PAGE_ENTRIES, Fault, World
+from tests.histories.scenes import Histories
+from tests.histories.truth import Fault
+from tests.histories.world import World
 
 _numbers = itertools.count()
 
@@ -55,43 +56,38 @@ class RealWorld(World):
     """One server, which all reach.  What it cannot do (a failover) does not happen here."""
 
     def __init__(self, valkey: EmbeddedValkey) -> None:
-        self.redis_names = RedisNames(f"history-{next(_numbers)}")
-        self.log = RedisLog(valkey.url, self.redis_names, timeout_seconds=5.0)
+        self.names = RedisNames(f"history-{next(_numbers)}")
+        self.log = RedisLog(valkey.url, self.names, timeout_seconds=5.0)
         self.is_cut = False
         self._redis: Any = Redis(port=valkey.port)
         super().__init__()
-        self._pages.setattr("cache_node.feed.log.PAGE_ENTRIES", PAGE_ENTRIES)
 
     def log_of(self, node: ScriptedNode) -> Log:
         return CutLog(self)
 
-    async def append_to(self, server: int, events: list[Event]) -> Position:
-        log = CutLog(self)._log
-        return await log.append(events, source="history", shown_generation=self.shown, retain=1_000_000)
+    def log_to(self, server: int) -> RedisLog:
+        return CutLog(self)._log
 
-    async def registry_of(self, server: int) -> RegistryReading:
-        return await CutLog(self).ask_registry(self.shown)
+    def takes_events(self, server: int) -> bool:
+        return not self.is_cut
 
-    async def fault(self, fault: Fault) -> None:
+    @property
+    def may_lose_end(self) -> bool:
+        return False
+
+    async def command(self, *parts: bytes | str | int) -> Any:
+        return await self._redis.execute_command(*parts)
+
+    async def fault_of_servers(self, fault: Fault) -> bool:
         match fault:
-            case Fault.FLUSHALL | Fault.RESTART_EMPTY:
+            case Fault.RESTART_EMPTY:
                 await self._redis.flushall()
                 await self._redis.script_flush()
             case Fault.CUT:
                 self.is_cut = not self.is_cut
-            case Fault.TRIM:
-                for last, _ in await self._redis.xrevrange(self.redis_names.feed, count=1):
-                    await self._redis.xtrim(self.redis_names.feed, minid=last, approximate=False)
-            case Fault.HOLE:
-                for id_, _ in (await self._redis.xrevrange(self.redis_names.feed, count=2))[1:]:
-                    await self._redis.xdel(self.redis_names.feed, id_)
-            case Fault.CLOCK_BACK:
-                await self._redis.delete(self.redis_names.generation)
-            case Fault.LOSE_REGISTRY:
-                await self._redis.delete(self.redis_names.nodes)
             case _:
-                return
-        self.counts[fault.name] += 1
+                return False
+        return True
 
     async def end(self) -> None:
         await super().end()

@@ -9,8 +9,8 @@ from tests.histories.__main__ import run
 from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
 
-STEPS = 6_000
-STEPS_ON_A_VALKEY = 1_000
+STEPS = 5_000
+STEPS_ON_A_VALKEY = 500
 
 
 @pytest.mark.parametrize("first_seed", [0, pytest.param(1_000, marks=pytest.mark.slow)])
@@ -18,7 +18,7 @@ STEPS_ON_A_VALKEY = 1_000
 def test_no_history_breaks_a_promise(first_seed: int) -> None:
     """Whatever the order of things, and whichever of the faults; and what the promises are about did happen."""
     TOTALS.clear()
-    run(STEPS, first_seed)
+    run(first_seed, steps=STEPS)
 
     assert TOTALS["steps"] >= STEPS
     for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
@@ -31,7 +31,7 @@ def test_no_history_on_a_real_server_breaks_a_promise() -> None:
     """The scripts and streams of a real one."""
     TOTALS.clear()
     with EmbeddedValkey() as RealHistories.valkey:
-        run(STEPS_ON_A_VALKEY, 0, RealHistories)
+        run(0, RealHistories, steps=STEPS_ON_A_VALKEY)
 
     assert TOTALS["steps"] >= STEPS_ON_A_VALKEY
     for what in ("memory", "redis", "published"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.events import Event
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.keys import KeyRing
 from tests.fakes import (
@@ -94,8 +94,8 @@ async def test_what_cannot_be_read_of_the_feed_rejects_the_entry() -> None:
     reader = asyncio.create_task(node.read("token"))
     await gate.arrived()
     server = node.log.server
-    position = server.append(changed("another"))
-    server.stream[-1] = (position, FeedEntry(position.number, None))
+    server.append(changed("another"))
+    server.garble(-1)
     await node.follow()
     gate.open()
 
