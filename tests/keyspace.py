@@ -100,7 +100,8 @@ class Keyspace:
         try:
             return self._call(*command)
         except RedisError as exc:
-            return _LUA.table_from({b"err": str(exc).encode()})
+            code = b"READONLY" if isinstance(exc, ReadOnlyError) else b"ERR"
+            return _LUA.table_from({b"err": code + b" " + str(exc).encode()})
 
     # The server -----------------------------------------------------------------------------------------------------
 
@@ -216,6 +217,9 @@ def _to_lua(value: Any) -> Any:
 
 def _from_lua(value: Any) -> Any:
     if lua_type(value) == "table":
+        if value[b"err"] is not None:
+            code, _, text = value[b"err"].decode().partition(" ")
+            raise ReadOnlyError(text) if code == "READONLY" else ResponseError(text)
         return [_from_lua(one) for one in value.values()]
     return None if value is False else int(value) if isinstance(value, float | bool) else value
 

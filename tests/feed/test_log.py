@@ -381,6 +381,21 @@ async def test_an_entry_of_somebody_else_begins_a_generation(
     assert (reply.end, reply.entries) == (after, ())
 
 
+@pytest.mark.parametrize("generation", [None, 9_999_999_999_999_999], ids=["the same generation", "beyond numbers"])
+async def test_an_entry_of_somebody_else_that_was_deleted_again_ends_no_publishing(
+    log: RedisLog, redis: Any, names: RedisNames, generation: int | None
+) -> None:
+    """The stream remembers its id: events go on in a new generation, where they would be refused for ever."""
+    before = await append(log)
+    await redis.xdel(names.feed, await redis.xadd(names.feed, {"e": b"junk"}, f"{generation or before.generation}-99"))
+    (after,) = await asyncio.gather(append(log), return_exceptions=True)
+    assert isinstance(after, Position), after
+    assert (after.generation > before.generation, after.number) == (True, 1)
+    reply = await confirm(log, Position(after.generation, 0))
+    assert (reply.end, [entry.number for entry in reply.entries]) == (after, [1])
+    assert (await append(log)).number == 2
+
+
 @pytest.mark.parametrize("foreign", ["9999999999999999-1", "18446744073709551615-18446744073709551615"])
 async def test_a_foreign_entry_from_beyond_all_numbers_repeats_no_generation(
     log: RedisLog, redis: Any, names: RedisNames, foreign: str

@@ -67,6 +67,7 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "feed-replay-generation",  # two histories would have to meet in one number, on a replica that missed a flush
     ),
     "says how a receipt is worded, not whether there is one": ("feed-receipt-pending-over",),
+    "who spoils the feed here takes nothing back, so that its end can be seen": ("feed-publish-after-a-foreign-id",),
     "a settle time asks for more than a floor can give, too": ("feed-event-settle",),
     "a server in process keeps nobody waiting": ("feed-no-retries", "feed-publish-deadline", "feed-publish-in-turn"),
     "the nodes here have one secret, and tokens: no cookie has an age, no 401 of the origin is false": (
