@@ -11,9 +11,9 @@ after each.]  But Kratos' driver pings what has rested for a second, so that aft
 - unless the refusal was expected (its session was revoked, its time is over): then the first one is believed;
 - and always a probe that was sent after the 401 must have said ready.
 
-Turns to ask are the breaker's (breaker.py).  It is told of silence, refusals in an outage, garbage and 5xx; of the last
-two only if a probe does not say ready then, so that one credential's 500 does not keep the others out.  A 429 says
-neither that the origin works nor that it does not.
+Turns to ask are the breaker's (breaker.py).  Failures in a row are silence, garbage, 5xx, and refusals in an outage.
+They open it if a probe does not say ready then, or where many credentials had no answer at all: what the origin cannot
+do for one of them must not keep the others out.  A 429, a 5xx and the anonymous 401 close it if a probe says ready.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from yarl import URL
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
-from cache_node.sessions.breaker import FAILURES, TRIAL_SECONDS, Breaker
+from cache_node.sessions.breaker import FAILURES, Breaker, Turn
 from cache_node.sessions.complaints import Complaints
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
@@ -58,6 +58,8 @@ _HOP_BY_HOP = frozenset(
     b"upgrade content-length date age".split()
 )
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CREDENTIALS = (b"x-session-token", b"cookie", b"authorization")
+_NOBODY = 0
 _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
@@ -96,10 +98,10 @@ class Origin:
         self._base = url.rstrip("/")
         self._clock = clock
         self._timeout = timeout_seconds
-        self._breaker = Breaker(concurrency)
+        self._breaker = Breaker(concurrency, timeout_seconds)
         self._readiness = Readiness(self._probe) if ready_path else None
         self._ready_path = ready_path
-        self._confirming: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
         self._complaints = Complaints(logger, clock)
         self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
@@ -110,8 +112,8 @@ class Origin:
     async def aclose(self) -> None:
         """Close the connections."""
         self._breaker.close()
-        if self._confirming is not None:
-            self._confirming.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if self._readiness is not None:
             self._readiness.close()
         if self._session is not None:
@@ -136,7 +138,7 @@ class Origin:
         not `patient` has another answer, and does not wait while the breaker is open.
         """
         headers = [credential.header(), ("Accept", "application/json")]
-        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin, is_expected, patient)
+        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin, is_expected, hash(credential), patient)
 
     async def read_anonymous(self, *, patient: bool = True) -> OriginAnswer:
         """What it says to those who present nothing; that 401 is true in an outage too."""
@@ -155,7 +157,8 @@ class Origin:
         """One client's request for that client alone, with all its headers but hop-by-hop ones."""
         if anonymous:
             return await self._ask_anonymously(method, target, _forwarded(headers), body, True)
-        return await self._believed(method, target, _forwarded(headers), body, lambda: None, is_expected, True)
+        who = hash(tuple(value for name, value in headers if name.lower() in _CREDENTIALS))
+        return await self._believed(method, target, _forwarded(headers), body, lambda: None, is_expected, who, True)
 
     async def _believed(
         self,
@@ -165,6 +168,7 @@ class Origin:
         body: bytes,
         on_begin: Callable[[], None],
         is_expected: Callable[[], bool],
+        who: int,
         patient: bool,
     ) -> OriginAnswer:
         """Ask until the answer is none that must be doubted; reads and probes together have one deadline."""
@@ -173,7 +177,7 @@ class Origin:
         try:
             async with asyncio.timeout(limit):
                 for refusals in itertools.count(1):
-                    async with self._turn(patient) as turn:
+                    async with self._turn(who, patient) as turn:
                         on_begin()
                         begun = self._clock.steady()
                         answer = await self._ask(method, target, headers, body, turn)
@@ -202,11 +206,15 @@ class Origin:
     async def _ask_anonymously(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, patient: bool
     ) -> OriginAnswer:
-        async with self._turn(patient) as turn:
-            return await self._ask(method, target, headers, body, turn)
+        async with self._turn(_NOBODY, patient) as turn:
+            answer = await self._ask(method, target, headers, body, turn)
+        if answer.status == 401:
+            self._breaker.widen()
+            self._look_whether_it_is_over()
+        return answer
 
     async def _ask(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, turn: int
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, turn: Turn
     ) -> OriginAnswer:
         try:
             answer = await self._observed(method, target, headers, body)
@@ -220,7 +228,9 @@ class Origin:
             self._complaints.say(str(answer.status), f"origin {self._base}: {answer.status}; {hint}")
         if answer.status >= 500:
             self._failed(turn, is_answer=True)
-        elif answer.status not in (401, 429):  # a 401 is judged where its probe is known
+        if answer.is_failure:
+            self._look_whether_it_is_over()
+        elif answer.status != 401:  # which is judged where its probe is known
             self._answered()
         return answer
 
@@ -243,33 +253,52 @@ class Origin:
         self._breaker.answered()
         self._complaints.over("open", f"origin {self._base}: it works again, and is asked more with each answer")
 
-    def _failed(self, turn: int, *, is_answer: bool) -> None:
+    def _failed(self, turn: Turn, *, is_answer: bool) -> None:
         self._breaker.failed(turn)
         if not self._breaker.is_suspicious:
             return
-        if not is_answer or self._readiness is None:
+        if self._readiness is not None:
+            self._look(self._confirm(self._readiness, is_answer=is_answer))
+        elif self._breaker.have_many_failed:
             self._open()
-        elif self._confirming is None or self._confirming.done():
-            self._confirming = asyncio.create_task(self._confirm(self._readiness))
 
-    async def _confirm(self, readiness: Readiness) -> None:
-        if await readiness.asked_now():
+    async def _confirm(self, readiness: Readiness, *, is_answer: bool) -> None:
+        is_ready = await readiness.asked_now()
+        if not self._breaker.is_suspicious:
+            return
+        if is_ready and (is_answer or not self._breaker.have_many_failed):
             self._breaker.forgive()
-        elif self._breaker.is_suspicious:
+        else:
             self._open()
+
+    def _look_whether_it_is_over(self) -> None:
+        """After an answer that proves nothing for itself."""
+        if self._breaker.is_open and self._readiness is not None:
+            self._look(self._close_if_ready(self._readiness))
+
+    async def _close_if_ready(self, readiness: Readiness) -> None:
+        if await readiness.asked_now():
+            self._answered()
+
+    def _look(self, looking: Coroutine[Any, Any, None]) -> None:
+        """One at a time, behind the reads."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(looking)
+        else:
+            looking.close()
 
     def _open(self) -> None:
         self._complaints.say(
             "open",
-            f"origin {self._base}: {FAILURES} failures in a row; one read each {TRIAL_SECONDS:g} s until it works",
+            f"origin {self._base}: {FAILURES} failures in a row; a read now and then until it works",
         )
         self._breaker.open()
 
     @asynccontextmanager
-    async def _turn(self, patient: bool) -> AsyncIterator[int]:
+    async def _turn(self, who: int, patient: bool) -> AsyncIterator[Turn]:
         begun = self._clock.steady()
         try:
-            turn = await self._breaker.take(min(QUEUE_SECONDS, self._timeout), patient=patient)
+            turn = await self._breaker.take(min(QUEUE_SECONDS, self._timeout), who, patient=patient)
         except OriginUnavailableError as exc:
             self.observe(exc.cause, self._clock.steady() - begun)
             raise

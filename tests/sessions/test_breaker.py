@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 
@@ -11,10 +12,11 @@ import pytest
 from cache_node.errors import OriginUnavailableError
 from cache_node.sessions import breaker as breaker_module
 from cache_node.sessions import origin as origin_module
-from cache_node.sessions.breaker import FAILURES, Breaker
+from cache_node.sessions.breaker import FAILURES, Breaker, Turn
+from cache_node.sessions.complaints import QUIET_SECONDS
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.origin import Origin
-from tests.fakes import Gate
+from tests.fakes import Gate, ManualClock
 from tests.raw_origin import OK, REFUSED, Peer, RawOrigin, Reply, gated, http, silence
 from tests.sessions.asking import cause, origin_to, outcome, read
 from tests.waiting import eventually
@@ -39,11 +41,14 @@ async def reset_at_once(peer: Peer) -> None:
     peer.reset()
 
 
+_numbers = itertools.count()
+
+
 async def fail(origin: Origin, times: int = FAILURES) -> None:
-    """So many reads in a row without an answer that may be believed."""
+    """So many reads in a row, each for somebody else, without an answer that may be believed."""
     for _ in range(times):
         try:
-            answer = await read(origin)
+            answer = await read(origin, Credential("token", b"failing-%d" % next(_numbers)))
         except OriginUnavailableError:
             continue
         assert answer.is_failure
@@ -51,8 +56,8 @@ async def fail(origin: Origin, times: int = FAILURES) -> None:
 
 async def _all_is_confirmed(origin: Origin) -> None:
     """A probe that was sent because of failures has answered."""
-    if origin._confirming is not None:
-        await origin._confirming
+    if origin._looking is not None:
+        await origin._looking
 
 
 async def opened(origin: Origin) -> None:
@@ -105,16 +110,21 @@ async def test_an_answer_in_between_starts_the_count_anew(server: RawOrigin) -> 
             assert (await read(origin)).status == 200
 
 
-async def test_what_one_credential_gets_keeps_no_other_out(server: RawOrigin) -> None:
-    """Its 500s are passed on each time; an origin that says ready goes on being asked."""
-    server.by_token = {b"poison": http(500, b"poison")}
+@pytest.mark.parametrize(
+    ("reply", "seen"),
+    [(http(500, b"poison"), "poison"), (reset_at_once, "unreachable"), (silence, "timeout"), (b"?\r\n\r\n", "garbage")],
+    ids=["500", "reset", "silence", "garbage"],
+)
+async def test_what_one_credential_gets_keeps_no_other_out(server: RawOrigin, reply: Reply, seen: str) -> None:
+    """An origin that says ready goes on being asked."""
+    server.by_token = {b"poison": reply}
     poison = Credential("token", b"poison")
-    async with origin_to(server) as origin:
+    async with origin_to(server, timeout_seconds=0.02 if reply is silence else 5) as origin:
         for _ in range(10):
-            assert [await outcome(origin, poison) for _ in range(FAILURES)] == ["poison"] * FAILURES
+            assert [await outcome(origin, poison) for _ in range(FAILURES)] == [seen] * FAILURES
+            await _all_is_confirmed(origin)
         assert await outcome(origin, patient=False) == "good"
         assert not origin.is_open
-        assert len(server.requests) == 10 * FAILURES + 1
         assert 1 <= server.probed <= 10
 
 
@@ -125,19 +135,35 @@ async def test_without_readiness_a_5xx_is_a_failure_like_others(server: RawOrigi
         assert await cause(origin, patient=False) == "open"
 
 
-async def test_a_429_says_neither_that_the_origin_works_nor_that_it_does_not(server: RawOrigin) -> None:
-    """It is passed on; it opens nothing, and closes nothing."""
+async def test_a_429_opens_nothing(server: RawOrigin) -> None:
+    """It is passed on."""
     server.replies = [http(429)]
     server.probes = [NOT_READY]
     async with origin_to(server) as origin:
         assert {(await read(origin)).status for _ in range(3 * FAILURES)} == {429}
         assert not origin.is_open
 
-        server.replies = [reset_at_once]
+
+@pytest.mark.parametrize("reply", [http(429), http(500), REFUSED], ids=["429", "somebody's 500", "the anonymous 401"])
+async def test_an_answer_that_proves_nothing_closes_it_if_a_probe_says_ready(server: RawOrigin, reply: Reply) -> None:
+    """Traffic that gets nothing else must not keep the others out."""
+    server.replies, server.probes = [reset_at_once], [NOT_READY]
+
+    async def ask() -> None:
+        if reply is REFUSED:
+            assert (await origin.read_anonymous()).status == 401
+        else:
+            assert (await read(origin)).is_failure
+        await _all_is_confirmed(origin)
+
+    async with origin_to(server) as origin:
         await opened(origin)
-        server.replies = [http(429)]
-        assert (await read(origin)).status == 429
+        server.replies = [reply]
+        await ask()
         assert origin.is_open
+        server.probes = [READY]
+        await ask()
+        assert not origin.is_open
 
 
 async def test_reads_that_were_cancelled_count_for_nothing(server: RawOrigin) -> None:
@@ -158,20 +184,30 @@ async def test_the_log_says_it_once_and_says_the_end(server: RawOrigin, caplog: 
     """However long it lasts, and however many ask."""
     caplog.set_level(logging.INFO)
     server.replies = [reset_at_once]
-    async with origin_to(server) as origin:
-        await opened(origin)
-        for _ in range(50):
-            await cause(origin, patient=False)
-        server.replies = [OK]
-        assert (await read(origin)).status == 200
+    clock = ManualClock()
+    async with origin_to(server, clock=clock) as origin:
+        for _ in range(2):
+            server.replies = [reset_at_once]
+            await opened(origin)
+            for _ in range(50):
+                await cause(origin, patient=False)
+            server.replies = [OK]
+            for seconds in (QUIET_SECONDS - 1, 1):
+                assert (await read(origin)).status == 200
+                clock.advance(seconds)
+            assert (await read(origin)).status == 200
 
     said = [record.getMessage().partition(": ")[2] for record in caplog.records]
-    assert said == [
-        "no answer from the origin: ServerDisconnectedError; 503 for credentials that no entry answers",
-        "5 failures in a row; one read each 0.25 s until it works",
-        "answering again",
-        "it works again, and is asked more with each answer",
-    ]
+    assert (
+        said
+        == [
+            "no answer from the origin: ServerDisconnectedError; 503 for credentials that no entry answers",
+            "5 failures in a row; a read now and then until it works",
+            "answering again",
+            "it works again, and is asked more with each answer",
+        ]
+        * 2
+    )
 
 
 # While it is open -----------------------------------------------------------------------------------------------------
@@ -193,7 +229,7 @@ async def test_trials_do_not_wait_for_one_that_hangs(server: RawOrigin) -> None:
     """The origin answers again while the last trial still hangs: the next one finds out."""
     gate = Gate()
     server.replies = [*[http(502)] * FAILURES, gated(gate, OK), OK]
-    async with origin_to(server, timeout_seconds=60, ready_path="") as origin:
+    async with origin_to(server, ready_path="") as origin:
         await fail(origin)
         hanging = asyncio.create_task(read(origin))
         await gate.arrived()
@@ -287,12 +323,12 @@ async def test_reads_that_hang_from_before_take_no_turn_and_open_nothing(server:
 # Turns ----------------------------------------------------------------------------------------------------------------
 
 
-async def taken(breaker: Breaker, seconds: float = 1.0) -> int:
-    return await breaker.take(seconds, patient=True)
+async def taken(breaker: Breaker, seconds: float = 1.0, who: str = "somebody") -> Turn:
+    return await breaker.take(seconds, who, patient=True)
 
 
 async def test_a_turn_that_comes_as_its_waiter_is_cancelled_goes_to_the_next() -> None:
-    breaker = Breaker(1)
+    breaker = Breaker(1, 5.0)
     held = await taken(breaker)
     cancelled, next_one = asyncio.create_task(taken(breaker)), asyncio.create_task(taken(breaker))
     await asyncio.sleep(0)  # both wait
@@ -301,7 +337,67 @@ async def test_a_turn_that_comes_as_its_waiter_is_cancelled_goes_to_the_next() -
     await asyncio.wait([cancelled, next_one])
     assert cancelled.cancelled()
     assert next_one.exception() is None
-    assert next_one.result() == held
+    breaker.give_back(next_one.result())
+    breaker.give_back(await taken(breaker))
+
+
+async def test_trials_are_for_those_who_have_not_failed(no_more_trials: None) -> None:
+    """Two that fail at once and come again would otherwise take every one of them."""
+    breaker = Breaker(64, 5.0)
+    for who in ("bad", "worse") * FAILURES:
+        turn = await taken(breaker, who=who)
+        breaker.failed(turn)
+        breaker.give_back(turn)
+    breaker.open()
+    await taken(breaker, who="bad")
+    waiting = [asyncio.create_task(taken(breaker, 60, who)) for who in ("bad", "worse", "good", "bad")]
+    await asyncio.sleep(0)  # they wait
+    breaker._next_trial_at = 0.0
+    breaker._hand_out()
+    done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result().who for task in done] == ["good"]
+    for task in others:
+        task.cancel()
+    await asyncio.wait(others)
+    breaker.close()
+
+
+async def test_a_read_that_hangs_keeps_nobody_out_of_the_slow_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one turn at first: after a while it is another's."""
+    monkeypatch.setattr(breaker_module, "TRIAL_SECONDS", 0.01)
+    breaker = Breaker(64, 5.0)
+    breaker.open()
+    breaker.answered()
+    hanging = await taken(breaker)
+    for _ in range(5):
+        await taken(breaker)
+    breaker.give_back(hanging)
+
+
+async def test_a_waiter_whom_the_closing_finds_there_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had little patience left for an open breaker; the slow start may take longer."""
+    monkeypatch.setattr(breaker_module, "OPEN_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(breaker_module, "TRIAL_SECONDS", 3600.0)
+    breaker = Breaker(64, 5.0)
+    breaker.open()
+    trial = await taken(breaker)
+    waiting = [asyncio.create_task(taken(breaker, 60)) for _ in range(3)]
+    await asyncio.sleep(0)  # they wait
+    breaker.answered()
+    first, *_ = done = (await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED))[0]
+    assert len(done) == 1
+    assert not (await asyncio.wait([task for task in waiting if task is not first], timeout=0.1))[0]
+    breaker.give_back(first.result())
+    breaker.answered()
+    await asyncio.wait(waiting)
+    assert all(task.exception() is None for task in waiting)
+    breaker.give_back(trial)
+
+
+@pytest.mark.parametrize(("read_seconds", "most"), [(5.0, 20), (60.0, 20), (0.5, 2)])
+def test_trials_that_hang_at_once_are_few(read_seconds: float, most: int) -> None:
+    """Whatever the deadline of a read."""
+    assert read_seconds / Breaker(1, read_seconds)._trial_seconds <= most
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -309,22 +405,23 @@ async def test_no_turn_is_lost_and_none_is_given_twice(seed: int, monkeypatch: p
     """Random takers, of whom some are cancelled and some have little time, while the breaker opens and closes."""
     monkeypatch.setattr(breaker_module, "TRIAL_SECONDS", 0.0005)
     dice = random.Random(seed)
-    breaker = Breaker(4)
-    running: dict[int, int] = {}
+    breaker = Breaker(4, 5.0)
+    running: set[Turn] = set()
 
     async def use() -> None:
         try:
-            turn = await breaker.take(dice.choice([0.0, 0.001, 5.0]), patient=dice.random() < 0.8)
+            who = dice.randrange(8)
+            turn = await breaker.take(dice.choice([0.0, 0.001, 5.0]), who, patient=dice.random() < 0.8)
         except OriginUnavailableError:
             return
-        running[turn] = running.get(turn, 0) + 1
+        running.add(turn)
         try:
-            if turn == breaker._era and not breaker.is_open:
-                assert running[turn] <= 4
+            if not breaker.is_open:
+                assert sum(each.counts and each.era == breaker._era for each in running) <= 4
             await asyncio.sleep(dice.choice([0, 0, 0.0005]))  # its read
             _judge(dice, breaker, turn)
         finally:
-            running[turn] -= 1
+            running.discard(turn)
             breaker.give_back(turn)
 
     tasks: list[asyncio.Task[None]] = []
@@ -340,13 +437,14 @@ async def test_no_turn_is_lost_and_none_is_given_twice(seed: int, monkeypatch: p
     breaker.answered()
     for _ in range(4):
         breaker.answered()
-    assert [await taken(breaker, 0.5) for _ in range(4)] == [breaker._era] * 4, "all turns are there again"
+    turns = [await taken(breaker, 0.5) for _ in range(4)]
+    assert all(turn.counts for turn in turns), "all turns are there again"
     with pytest.raises(OriginUnavailableError):
         await taken(breaker, 0.0)
     breaker.close()
 
 
-def _judge(dice: random.Random, breaker: Breaker, turn: int) -> None:
+def _judge(dice: random.Random, breaker: Breaker, turn: Turn) -> None:
     if dice.random() < 0.5:
         breaker.answered()
     else:
