@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import locust  # isort: skip  # noqa: F401  # first: it patches the standard library
 
+import itertools
+import math
 import secrets
 import sys
 import threading
@@ -16,7 +18,8 @@ from pathlib import Path
 import click
 from locust.env import Environment
 
-from cache_node.errors import CacheNodeError
+from cache_node.environment import check_http_url
+from cache_node.errors import CacheNodeError, ConfigurationError
 from loadtest.region import DemoRegion, Region, Service
 from loadtest.report import progress, render, summary
 from loadtest.users import Run, users_of
@@ -55,8 +58,17 @@ def main(
     """Users ask two nodes, change and revoke sessions; every answer is compared with the truth."""
     if bool(nodes) != bool(origin):
         raise click.UsageError("--node and --origin go together")
+    if not all(map(math.isfinite, (seconds, revocations_per_second, max_staleness))):
+        raise click.UsageError("seconds and rates are finite numbers")
+    if report.is_dir():
+        raise click.UsageError(f"{report} is a folder: the report is a file")
     if not report.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {report.parent} for the report")
+    try:
+        for url in itertools.chain(origin or (), *nodes):
+            check_http_url("--node and --origin", url)  # neither a password nor a path, which the report would show
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     limits = Limits()
     try:
@@ -70,6 +82,9 @@ def main(
         report.write_text(render(run.results, verdict, title))
     except (CacheNodeError, OSError) as error:
         click.echo(f"could not run: {error}", err=True)
+        sys.exit(COULD_NOT_RUN)
+    except KeyboardInterrupt:
+        click.echo("interrupted: no verdict", err=True)
         sys.exit(COULD_NOT_RUN)
     click.echo(summary(run.results, verdict))
     click.echo(f"report: {report}")

@@ -25,6 +25,8 @@ from cache_node.feed.redis_client import REDIS_ERRORS, build_client, feed_unavai
 from cache_node.sessions.origin import WHOAMI_PATH
 
 TIMEOUT_SECONDS = 5.0
+TOTAL_SECONDS = 20.0
+"""For all that is asked of one server."""
 OLDEST_SERVER = (6, 2)
 """The first with `XTRIM MINID`."""
 EVICTING_THE_FEED = "allkeys-"
@@ -71,18 +73,21 @@ async def _wrong_redis(settings: NodeSettings) -> list[str]:
     client = build_client(settings.redis_url, timeout_seconds=TIMEOUT_SECONDS)
     names = RedisNames(settings.key_prefix)
     try:
-        with contextlib.suppress(NoPermissionError):
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await client.ping()
-        info: dict[str, Any] = {}
-        problems = list(dict.fromkeys([line async for line in _missing_rights(client, names, info)]))
-        if not problems:
-            problems = [*_unfit_server(info), *await _disagreeing_nodes(settings, names)]
+        async with asyncio.timeout(TOTAL_SECONDS):
+            with contextlib.suppress(NoPermissionError):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await client.ping()
+            info: dict[str, Any] = {}
+            problems = list(dict.fromkeys([line async for line in _missing_rights(client, names, info)]))
+            if not problems:
+                problems = [*_unfit_server(info), *await _disagreeing_nodes(settings, names)]
         return [f"{name}: {problem}" for problem in problems]
     except AuthenticationError:
         return [f"{name}: the server refuses this user or password"]
     except REDIS_ERRORS as exc:
         return [f"{name}: {feed_unavailable('connecting', exc)}"]
+    except (AttributeError, LookupError, TypeError, ValueError):  # redis-py's, of an answer of another type
+        return [f"{name}: what answers there is no Redis: its answers have other types"]
     finally:
         await client.aclose()
 
@@ -153,7 +158,7 @@ def _is_expected(command: str, exc: Exception) -> bool:
 
 def _unfit_server(info: Mapping[str, Any]) -> Iterator[str]:
     version = str(info.get("valkey_version", info.get("redis_version", "0.0")))
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_SERVER:
+    if tuple(map(int, re.findall(r"\d{1,9}", version)[:2])) < OLDEST_SERVER:
         yield f"the server is of version {version}; {'.'.join(map(str, OLDEST_SERVER))} is needed"
     if info.get("redis_mode", "standalone") != "standalone":
         yield f"the server runs as {info['redis_mode']}; this version needs a standalone one"
@@ -162,7 +167,7 @@ def _unfit_server(info: Mapping[str, Any]) -> Iterator[str]:
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy.startswith(EVICTING_THE_FEED):
         yield f"maxmemory-policy {policy} may evict the feed: set noeviction, or a volatile-* policy"
-    if int(info.get("connected_slaves", 0)) > 0:
+    if info.get("connected_slaves", 0) not in (0, "0", ""):
         yield (
             "the server has replicas: after a failover this version cannot tell two primaries apart, "
             "so stop the old one before you promote another"

@@ -165,6 +165,7 @@ async def test_an_open_breaker(before: Before) -> None:
 
     failed = await asyncio.gather(*(before.ask(f"cold-{number}") for number in range(2 * FAILURES)))
     assert {(seen.status, seen.detail) for seen in failed} == {(503, "timeout")}
+    await eventually(lambda: before.node.parts.origin.is_open)
     assert (await before.status())["origin"]["open"] is True
 
     asked = len(origin.requests)

@@ -125,8 +125,18 @@ async def test_without_an_origin_it_could_not_run(tmp_path: Path) -> None:
         (("--node", NOWHERE, NOWHERE), "go together"),
         (("--origin", NOWHERE, NOWHERE), "go together"),
         (("--report", "no-such-folder/report.html"), "no folder"),
+        (("--report", "loadtest"), "is a folder"),
+        (("--seconds", "nan"), "finite"),
+        (("--node", "http://user:secret@127.0.0.1:1", NOWHERE, "--origin", NOWHERE, NOWHERE), "without user name"),
     ],
-    ids=["a node without its origin", "an origin without nodes", "no folder for the report"],
+    ids=[
+        "a node without its origin",
+        "an origin without nodes",
+        "no folder for the report",
+        "a folder as report",
+        "no number",
+        "a password in a URL",
+    ],
 )
 async def test_wrong_usage_is_said_before_anything_starts(arguments: tuple[str, ...], said: str) -> None:
     status, _, errors = await loadtest(*arguments)

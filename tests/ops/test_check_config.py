@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -104,6 +106,38 @@ async def test_nobody_listens(origin: DemoOrigin) -> None:
     problems = await wrong_surroundings(settings("http://127.0.0.1:1", "redis://127.0.0.1:1"))
     assert [problem.partition(":")[0] for problem in problems] == ["CACHE_NODE_REDIS_URL", "CACHE_NODE_ORIGIN_URL"]
     assert all("\n" not in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        (None, "redis_version:unstable"),
+        (None, "redis_version:8.x\r\nconnected_slaves:many"),
+        ("its answers have other types", None),
+    ],
+    ids=["a version without numbers", "half a version", "answers of another type"],
+)
+async def test_what_answers_strangely_is_a_line(origin: DemoOrigin, said: str | None, version: str | None) -> None:
+    """Never a traceback: it may be a proxy, a fork, or something else altogether."""
+    info = b"*0\r\n" if version is None else b"$%d\r\n%b\r\n" % (len(version), version.encode())
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while count := int((await reader.readuntil(b"\r\n"))[1:]):
+                words = []
+                for _ in range(count):
+                    size = int((await reader.readuntil(b"\r\n"))[1:])
+                    words.append((await reader.readexactly(size + 2))[:-2])
+                writer.write(info if words[0] == b"INFO" else b"+OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        lines = await wrong_surroundings(settings(origin.public_url, f"redis://127.0.0.1:{port}"))
+    assert lines
+    assert all(line.startswith("CACHE_NODE_REDIS_URL") for line in lines)
+    assert said is None or said in lines[0]
 
 
 async def test_a_policy_that_evicts_the_feed(valkey: EmbeddedValkey, origin: DemoOrigin) -> None:

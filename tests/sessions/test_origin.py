@@ -15,7 +15,7 @@ from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import SystemClock
 from cache_node.sessions import origin as origin_module
 from cache_node.sessions.credential import Credential
-from cache_node.sessions.origin import DEAD_CONNECTIONS_SECONDS, MAX_ANSWER_BYTES, Origin, OriginAnswer
+from cache_node.sessions.origin import DEAD_CONNECTIONS_SECONDS, MAX_ANSWER_BYTES, MOST_INTERIM, Origin, OriginAnswer
 from tests.fakes import Gate, ManualClock
 from tests.raw_origin import OK, READY_PATH, REFUSED, Peer, RawOrigin, gated, http, silence
 from tests.sessions.asking import TOKEN, cause, never, origin_to, read
@@ -230,6 +230,25 @@ async def test_an_origin_that_drips(server: RawOrigin) -> None:
     server.replies = [drip]
     async with origin_to(server, timeout_seconds=0.1) as origin:
         assert await cause(origin) == "timeout"
+
+
+async def test_interim_answers_are_no_answers(server: RawOrigin) -> None:
+    """Early hints and the like come before the answer."""
+    server.replies = [b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * MOST_INTERIM + OK]
+    async with origin_to(server) as origin:
+        assert [(await read(origin)).body for _ in range(3)] == [b"good"] * 3
+
+
+async def test_interim_answers_without_end_hold_up_nobody(server: RawOrigin) -> None:
+    """The connection is ended, and the event loop has its turns meanwhile."""
+
+    async def flood(peer: Peer) -> None:
+        while True:
+            await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
+
+    server.replies = [flood]
+    async with origin_to(server, timeout_seconds=60) as origin:
+        assert await cause(origin) == "unreachable"
 
 
 async def cut_body(peer: Peer) -> None:
@@ -622,4 +641,6 @@ def test_aiohttp_internals() -> None:
     assert inspect.signature(aiohttp.BaseConnector._get).parameters.keys() == {"self", "key", "traces"}
     assert inspect.iscoroutinefunction(aiohttp.BaseConnector._get)
     assert {"protocol", "close"} <= set(dir(aiohttp.connector.Connection))
-    assert {"should_close", "transport"} <= set(dir(aiohttp.client_proto.ResponseHandler))
+    assert {"should_close", "transport", "feed_data"} <= set(dir(aiohttp.client_proto.ResponseHandler))
+    assert "self._factory = functools.partial(ResponseHandler, loop=loop)" in inspect.getsource(aiohttp.BaseConnector)
+    assert "self.feed_data(" in inspect.getsource(aiohttp.client_proto.ResponseHandler.data_received)
