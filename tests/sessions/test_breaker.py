@@ -369,9 +369,23 @@ async def test_a_read_that_hangs_keeps_nobody_out_of_the_slow_start(monkeypatch:
     breaker.open()
     breaker.answered()
     hanging = await taken(breaker)
-    for _ in range(5):
-        await taken(breaker)
+    others = await asyncio.gather(*(taken(breaker) for _ in range(5)), return_exceptions=True)
+    assert all(isinstance(other, Turn) for other in others)
     breaker.give_back(hanging)
+
+
+async def test_what_was_sent_before_the_closing_is_no_news_and_takes_no_turn() -> None:
+    """Its failures open nothing, and as it took no turn of these, it gives none back."""
+    breaker = Breaker(2 * FAILURES, 5.0)
+    old = [await taken(breaker) for _ in range(2 * FAILURES)]
+    breaker.open()
+    breaker.answered()
+    for turn in old:
+        breaker.failed(turn)
+        breaker.give_back(turn)
+    assert not breaker.is_suspicious
+    turns = await asyncio.gather(*(taken(breaker, 0.01) for _ in range(3)), return_exceptions=True)
+    assert sum(isinstance(turn, Turn) for turn in turns) == 1, "the one of the slow start"
 
 
 async def test_a_waiter_whom_the_closing_finds_there_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:

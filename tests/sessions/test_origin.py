@@ -247,7 +247,7 @@ async def test_interim_answers_without_end_hold_up_nobody(server: RawOrigin) -> 
             await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000)
 
     server.replies = [flood]
-    async with origin_to(server, timeout_seconds=60) as origin:
+    async with origin_to(server) as origin:
         assert await cause(origin) == "unreachable"
 
 
