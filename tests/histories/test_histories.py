@@ -9,20 +9,19 @@ from tests.histories.__main__ import run
 from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
 
-STEPS = 5_000
 STEPS_ON_A_VALKEY = 500
 
 
-@pytest.mark.parametrize("first_seed", [0, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("first_seed", "steps"), [(0, 3_000), pytest.param(1_000, 7_000, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-def test_no_history_breaks_a_promise(first_seed: int) -> None:
+def test_no_history_breaks_a_promise(first_seed: int, steps: int) -> None:
     """Whatever the order of things, and whichever of the faults; and what the promises are about did happen."""
     TOTALS.clear()
-    run(first_seed, steps=STEPS)
+    run(first_seed, steps=steps)
 
-    assert TOTALS["steps"] >= STEPS
+    assert TOTALS["steps"] >= steps
     for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
-        assert TOTALS[what] > 25, dict(TOTALS)
+        assert TOTALS[what] > 10, dict(TOTALS)
 
 
 @pytest.mark.timeout(300)

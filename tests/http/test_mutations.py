@@ -116,7 +116,8 @@ async def node() -> ScriptedNode:
     return built
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.timeout(300)
 async def test_mutated_requests(node: ScriptedNode, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """5,000 of them: each is answered or hung up on in time, the next good request is answered as ever, with its own

@@ -31,6 +31,13 @@ def no_more_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred a second, for tests that would wait for nothing else."""
+    monkeypatch.setattr(breaker_module, "TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr(breaker_module, "TRIALS_AT_ONCE", 1000)
+
+
+@pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a turn waits for as long as it takes on a busy machine."""
     monkeypatch.setattr(origin_module, "QUEUE_SECONDS", 60.0)
@@ -120,12 +127,12 @@ async def test_what_one_credential_gets_keeps_no_other_out(server: RawOrigin, re
     server.by_token = {b"poison": reply}
     poison = Credential("token", b"poison")
     async with origin_to(server, timeout_seconds=0.02 if reply is silence else 5) as origin:
-        for _ in range(10):
+        for _ in range(4):
             assert [await outcome(origin, poison) for _ in range(FAILURES)] == [seen] * FAILURES
             await _all_is_confirmed(origin)
         assert await outcome(origin, patient=False) == "good"
         assert not origin.is_open
-        assert 1 <= server.probed <= 10
+        assert 1 <= server.probed <= 4
 
 
 async def test_without_readiness_a_5xx_is_a_failure_like_others(server: RawOrigin, no_more_trials: None) -> None:
@@ -145,6 +152,7 @@ async def test_a_429_opens_nothing(server: RawOrigin) -> None:
 
 
 @pytest.mark.parametrize("reply", [http(429), http(500), REFUSED], ids=["429", "somebody's 500", "the anonymous 401"])
+@pytest.mark.usefixtures("quick_trials")
 async def test_an_answer_that_proves_nothing_closes_it_if_a_probe_says_ready(server: RawOrigin, reply: Reply) -> None:
     """Traffic that gets nothing else must not keep the others out."""
     server.replies, server.probes = [reset_at_once], [NOT_READY]
@@ -180,6 +188,7 @@ async def test_reads_that_were_cancelled_count_for_nothing(server: RawOrigin) ->
         assert (await read(origin)).status == 200
 
 
+@pytest.mark.usefixtures("quick_trials")
 async def test_the_log_says_it_once_and_says_the_end(server: RawOrigin, caplog: pytest.LogCaptureFixture) -> None:
     """However long it lasts, and however many ask."""
     caplog.set_level(logging.INFO)
@@ -213,10 +222,11 @@ async def test_the_log_says_it_once_and_says_the_end(server: RawOrigin, caplog: 
 # While it is open -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_trials")
 async def test_one_read_at_a_time_sees_whether_it_answers_again(server: RawOrigin, patience: None) -> None:
     """A hundred wait, and all get their answer when the first trial after the outage has one."""
     server.replies = [reset_at_once]
-    async with origin_to(server, timeout_seconds=60) as origin:
+    async with origin_to(server, timeout_seconds=30) as origin:
         await opened(origin)
         server.replies = [OK]
         answers = await asyncio.gather(*(read(origin, Credential("token", b"t%d" % n)) for n in range(100)))
@@ -225,6 +235,7 @@ async def test_one_read_at_a_time_sees_whether_it_answers_again(server: RawOrigi
         assert not origin.is_open
 
 
+@pytest.mark.usefixtures("quick_trials")
 async def test_trials_do_not_wait_for_one_that_hangs(server: RawOrigin) -> None:
     """The origin answers again while the last trial still hangs: the next one finds out."""
     gate = Gate()
@@ -277,6 +288,7 @@ async def test_who_has_none_waits_for_a_trial_but_not_for_long(
 # How they come back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_trials")
 async def test_a_storm_on_recovery_reaches_the_origin_little_by_little(server: RawOrigin, patience: None) -> None:
     """After n answers there are never more than n + 1 reads at once, up to the limit."""
     answered = running = 0
@@ -296,7 +308,7 @@ async def test_a_storm_on_recovery_reaches_the_origin_little_by_little(server: R
         await peer.send(OK)
 
     server.replies = [reset_at_once]
-    async with origin_to(server, concurrency=16, timeout_seconds=60) as origin:
+    async with origin_to(server, concurrency=16, timeout_seconds=30) as origin:
         await opened(origin)
         server.replies = [serve]
         answers = await asyncio.gather(*(read(origin, Credential("token", b"t%d" % n)) for n in range(300)))
