@@ -23,6 +23,7 @@ from cache_node.feed.log import Confirmation, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import Membership
+from cache_node.http.fast_lane import FastLane
 from cache_node.sessions.answer import Answer, Wants
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Entry
@@ -360,8 +361,9 @@ class ScriptedNode:
         self.follower = Follower(self.log, self.fence, self.lease, clock, membership)
         self.memory = MemoryTier(memory_bytes)
         self.redis = SharedMemory(shared)
+        self.keys = KeyRing(secrets)
         self.reader = Reader(
-            keys=KeyRing(secrets),
+            keys=self.keys,
             memory=self.memory,
             redis=self.redis,
             origin=origin,
@@ -371,6 +373,18 @@ class ScriptedNode:
             ttl_seconds=ttl_seconds,
             stale_if_error_seconds=3600.0,
             cookie_max_age_seconds=86400.0,
+        )
+
+    def lane(self, session_cookie: str, observe: Callable[[float], None]) -> FastLane:
+        """The fast lane of its public port."""
+        return FastLane(
+            reader=self.reader,
+            keys=self.keys,
+            fence=self.fence,
+            lease=self.lease,
+            clock=self.clock,
+            observe=observe,
+            session_cookie=session_cookie,
         )
 
     async def follow(self) -> None:

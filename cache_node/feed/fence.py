@@ -13,6 +13,7 @@ from typing import Protocol
 
 from cache_node.feed.clock import Clock
 from cache_node.feed.events import Event, EventType
+from cache_node.feed.ids import pack_id, split_ids
 from cache_node.feed.position import Position
 
 BUCKETS = 16
@@ -22,8 +23,10 @@ BUCKETS = 16
 class Stamped(Protocol):
     """What the fence judges: an answer, the ids it is about, and the position applied before it was read."""
 
-    session_id: str
-    identity_id: str
+    @property
+    def facts(self) -> bytes:
+        """Begins with the ids, as `pack_ids` writes them."""
+
     generation: int
     """Generation of `as_of`."""
     number: int
@@ -41,8 +44,8 @@ class _Bucket:
         self.opened_at = opened_at
         self.opened_after = opened_after
         self.newest = 0
-        self.sessions: list[str] = []
-        self.identities: list[str] = []
+        self.sessions: list[bytes] = []
+        self.identities: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self.sessions) + len(self.identities)
@@ -68,13 +71,16 @@ class Fence:
         self._clear(0)
 
     def _clear(self, floor: int) -> None:
-        self._floor = floor
-        self._replay_floor: int | None = None
+        self.floor = floor
+        """Nothing older is admitted, in the generation of `position`."""
+        self._bottom = floor
+        """No replay lowers the floor below this."""
+        self._is_replaying = False
         self._newest_known = floor
         self._newest_not_revoked = 0
-        self._sessions: dict[str, int] = {}
-        self._identities: dict[str, int] = {}
-        self._gone: set[str] = set()
+        self._sessions: dict[bytes, int] = {}
+        self._identities: dict[bytes, int] = {}
+        self._gone: set[bytes] = set()
         self._buckets: deque[_Bucket] = deque()
         self._bucketed = 0
 
@@ -84,11 +90,6 @@ class Fence:
     def position(self) -> Position | None:
         """The newest position applied with all before it; None until the first confirm."""
         return self._position
-
-    @property
-    def floor(self) -> int:
-        """Nothing older is admitted, in the generation of `position`."""
-        return self._floor if self._replay_floor is None else self._replay_floor
 
     def __len__(self) -> int:
         """Ids remembered."""
@@ -102,16 +103,18 @@ class Fence:
         if entry.admitted_version == self.version:
             return True
         position = self._position
-        if (
-            position is None
-            or entry.generation != position.generation
-            or entry.number < self.floor
-            or entry.number < self._sessions.get(entry.session_id, 0)
-            or entry.number < self._identities.get(entry.identity_id, 0)
-        ):
+        number = entry.number
+        if position is None or entry.generation != position.generation or number < self.floor:
+            return False
+        facts = entry.facts
+        # Without a call for two UUIDs: this is asked again for every entry in use after every event.
+        session, identity = split_ids(facts) if facts[0] else (facts[1:17], facts[17:33])
+        if number < self._sessions.get(session, 0) or number < self._identities.get(identity, 0):
             return False
         entry.admitted_version = self.version
-        entry.number = max(entry.number, position.number)
+        entry.generation = position.generation  # the same number, and one object for all entries
+        if number <= position.number:
+            entry.number = position.number
         return True
 
     def admits_negative(self, as_of: Position) -> bool:
@@ -124,12 +127,13 @@ class Fence:
             and as_of.number >= self._newest_not_revoked
         )
 
-    def is_gone(self, session_id: str, identity_id: str) -> bool:
+    def is_gone(self, ids: bytes) -> bool:
         """Whether the newest event that names the session or its identity revoked the one, or deleted the other: the
         origin will refuse it.  False once that is forgotten."""
-        if identity_id in self._gone:
+        session, identity = split_ids(ids)
+        if identity in self._gone:
             return True
-        return session_id in self._gone and self._sessions[session_id] >= self._identities.get(identity_id, 0)
+        return session in self._gone and self._sessions[session] >= self._identities.get(identity, 0)
 
     def has_applied(self, wanted: Position) -> bool:
         """Whether everything up to `wanted` is applied; False for another generation, which cannot be compared."""
@@ -185,17 +189,17 @@ class Fence:
         what its first replay still brings counts no more.
         """
         self._replays += 1
-        self._replay_floor = self.floor
+        self._is_replaying = True
         # What raised the floor above the position is not among what will be read back from there.
         if self._position is not None and self.floor <= self._position.number:
-            self._floor = 0
+            self._bottom = 0
         return self._replays
 
     def replay(self, token: int, number: int, events: Sequence[Event] | None) -> bool:
         """One retained entry, the next older one.  False when replaying must end: the floor stays where it is then."""
-        if token != self._replays or self._replay_floor is None:
+        if token != self._replays or not self._is_replaying:
             return False
-        if events is None or any(e.type is EventType.FLUSH for e in events) or number < self._floor:
+        if events is None or any(e.type is EventType.FLUSH for e in events) or number < self._bottom:
             return False
         bucket = self._buckets[0] if self._buckets else self._open_bucket()
         if self._bucketed + len(events) > self._max_ids - self._bucket_ids:
@@ -203,7 +207,7 @@ class Fence:
         self.version += 1
         for event in events:
             self._add_event(bucket, number, event)
-        self._replay_floor = max(self._floor, min(self._replay_floor, number))
+        self.floor = max(self._bottom, min(self.floor, number))
         return True
 
     # Inside ---------------------------------------------------------------------------------------------------------
@@ -213,15 +217,15 @@ class Fence:
             self._newest_not_revoked = max(self._newest_not_revoked, number)
         if event.type.names_session and event.session_id is not None:
             is_end = event.type is EventType.SESSION_REVOKED
-            self._remember(self._sessions, bucket, bucket.sessions, event.session_id, number, is_end)
+            self._remember(self._sessions, bucket, bucket.sessions, pack_id(event.session_id), number, is_end)
         elif event.type.names_identity and event.identity_id is not None:
             is_end = event.type is EventType.IDENTITY_DELETED
-            self._remember(self._identities, bucket, bucket.identities, event.identity_id, number, is_end)
+            self._remember(self._identities, bucket, bucket.identities, pack_id(event.identity_id), number, is_end)
         else:
             self._raise_floor(number)  # a flush, or an event that fails to name anything
 
     def _remember(
-        self, newest: dict[str, int], bucket: _Bucket, ids: list[str], id_: str, number: int, is_end: bool
+        self, newest: dict[bytes, int], bucket: _Bucket, ids: list[bytes], id_: bytes, number: int, is_end: bool
     ) -> None:
         known = newest.get(id_)
         if known is not None and known >= number:
@@ -261,8 +265,7 @@ class Fence:
 
     def _raise_floor(self, number: int) -> None:
         self.version += 1
-        if number > self._floor:
-            self._floor = number
+        if number > self._bottom:
+            self._bottom = number
             self.floor_raises += 1
-        if self._replay_floor is not None:
-            self._replay_floor = max(self._replay_floor, number)
+        self.floor = max(self.floor, number)

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from cache_node.http.fast_lane import FastLane
+    from cache_node.http.template import Template
+
 HEAD_BYTES: Final = 65536
 """The largest request head: request line, headers, blank line.  The trailers of a chunked body have the same limit."""
 HEAD_SECONDS: Final = 5.0
 """How long a head may take to arrive, from the connection for its first request, else from the head's first byte."""
 KEEP_ALIVE_SECONDS: Final = 75
 """How long a connection may rest between requests: longer than a balancer's usual 60."""
+TEMPLATE_BYTES: Final = 4096
+"""The largest request that is kept with its connection, which may be one of thousands at rest."""
 LINGER_SECONDS: Final = 2.0
 """How long what a refused client still sends is read, so that the kernel does not reset the answer on its way."""
 
@@ -75,8 +80,14 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        lane: FastLane | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self._lane = lane
+        self._template: Template | None = None  # only while the connection rests between two requests
+        self._candidate: Template | None = None  # of the request that is being answered
+        self._answered_at = float("-inf")
+        self._messages = 0
         self._phase = _BETWEEN
         self._running: RequestResponseCycle | None = None  # whose answer is next, or was last, on the wire
         self._deaf = False  # whatever arrives now is of no interest
@@ -101,9 +112,32 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._running is not None:  # uvicorn tells only the newest of several pipelined requests
             _disconnect(self._running)
+        self._template = self._candidate = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        template = self._template
+        if template is not None:
+            name = template.name
+            if data != template.request or name is None:
+                name = template.name_in(data)
+            if name is not None:
+                answer = self._lane.answer(name)  # type: ignore[union-attr]  # templates are a lane's
+                if answer is not None:
+                    self._answered_at = self._lane.now  # type: ignore[union-attr]
+                    self.transport.write(answer)
+                    return
+            self._template = None
+        is_alone = self._phase == _BETWEEN and not self._is_full() and not self._is_answer_due()
+        messages = self._messages
+        self._receive(data)
+        is_whole = is_alone and self._phase == _BETWEEN and self._messages == messages + 1 and not self._deaf
+        if self._lane is None or not is_whole or len(data) > TEMPLATE_BYTES:
+            self._candidate = None
+        else:
+            self._candidate = self._lane.template(data, list(self.cycle.scope["headers"]), template)
+
+    def _receive(self, data: bytes) -> None:
         if self._unread:
             self._unread += data
         else:
@@ -159,6 +193,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._phase = _HEAD
+        self._messages += 1
         self._undelivered, self._share = self._share, 0
         self._unset_keepalive_if_required()
         super().on_message_begin()
@@ -206,6 +241,25 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         if self._phase == _HEAD and not self._is_answer_due():
             self._unset_keepalive_if_required()
             self._watch_head()
+        elif self._phase == _BETWEEN and not (self._is_full() or self._is_answer_due() or self.flow.write_paused):
+            self._template, self._candidate = self._candidate, None
+
+    def pause_writing(self) -> None:
+        self._template = None
+        super().pause_writing()
+
+    def shutdown(self) -> None:
+        self._template = None
+        super().shutdown()
+
+    def timeout_keep_alive_handler(self) -> None:
+        rested = self._lane.seconds_since(self._answered_at) if self._lane is not None else self.timeout_keep_alive
+        if rested < self.timeout_keep_alive:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive - rested, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
 
     def _is_full(self) -> bool:
         return bool(self.pipeline or self._unread)

@@ -18,6 +18,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from cache_node.errors import CacheNodeError
+from cache_node.http.fast_lane import FastLane
 from cache_node.http.protocol import KEEP_ALIVE_SECONDS, LimitedHttpToolsProtocol
 
 BACKLOG: Final = 2048
@@ -68,10 +69,12 @@ class HttpServer:
         app: Callable[..., Awaitable[None]],
         sock: socket.socket,
         *,
+        lane: FastLane | None = None,
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.address = address_of(sock)
         self._sock = sock
+        self._lane = lane
         self._drain_seconds = drain_seconds
         self._config = _config(app)
         self._state = ServerState()
@@ -85,7 +88,7 @@ class HttpServer:
         self._renew_date(loop)
 
         def connection() -> LimitedHttpToolsProtocol:
-            return LimitedHttpToolsProtocol(self._config, self._state, {}, loop)
+            return LimitedHttpToolsProtocol(self._config, self._state, {}, loop, self._lane)
 
         self._server = await loop.create_server(connection, sock=self._sock, backlog=BACKLOG)
 

@@ -1,6 +1,6 @@
 """`/sessions/whoami` as a raw ASGI application: the one request that must be fast stands in front of the router.
 
-Everything that is not plain goes to the origin for itself; this module alone decides what is, and writes statuses.
+Everything that is not plain (plain.py) goes to the origin for itself; this module alone writes statuses.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import orjson
 
 from cache_node.errors import OriginUnavailableError
-from cache_node.feed.position import Position
 from cache_node.http.credentials import ANONYMOUS, MIXED, NoCredential, extract
 from cache_node.http.errors import error_body
-from cache_node.sessions.answer import Answer, Tier, Wants
+from cache_node.http.plain import wants_of, why_not_plain
+from cache_node.sessions.answer import Answer, Tier
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
 from cache_node.sessions.origin import WHOAMI_PATH
@@ -36,7 +36,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_MAX_AGE = re.compile(rb"max-age=\"?(\d{1,9})\"?", re.ASCII)
 # The shape in which herodot writes an error, up to where it puts the request's id.
 _ERROR_HEAD = re.compile(rb'\{"error":\{"code":\d{3},"status":"[^"\\]*",')
 
@@ -82,12 +81,12 @@ class Whoami:
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         credential = extract(headers, self._session_cookie)  # 1
-        why_not_plain = _why_not_plain(scope) or ("mixed" if credential is MIXED else None)
-        if why_not_plain is not None:
-            return await self._pass_on(scope, receive, why_not_plain, credential)
+        why = why_not_plain(scope["method"], headers, scope["query_string"])
+        if why is not None or credential is MIXED:
+            return await self._pass_on(scope, receive, why or "mixed", credential)
         try:
             if isinstance(credential, Credential):
-                return await self._reader.read(credential, _wants(headers))
+                return await self._reader.read(credential, wants_of(headers))
             return await self._reader.read_anonymous()
         except OriginUnavailableError as exc:
             return _unavailable(exc, "origin")
@@ -126,47 +125,6 @@ class _Refused(Exception):
 
 
 _JSON: Headers = ((b"content-type", b"application/json"),)
-
-
-def _why_not_plain(scope: Scope) -> str | None:
-    """None for a plain request, else the word for why it must go to the origin for itself."""
-    if scope["method"] not in ("GET", "HEAD"):
-        return "method"
-    for name, value in scope["headers"]:
-        if name == b"origin":
-            return "origin-header"
-        if (name == b"content-length" and value.strip() != b"0") or name == b"transfer-encoding":
-            return "body"
-    query: bytes = scope["query_string"]
-    # Kratos heeds this one parameter only; an escaped name is the origin's to read.
-    if query and (b"tokenize_as" in query or b"%" in query or b";" in query):
-        return "tokenize"
-    return None
-
-
-def _wants(headers: list[tuple[bytes, bytes]]) -> Wants:
-    directives = [v.strip().lower() for name, value in headers if name == b"cache-control" for v in value.split(b",")]
-    positions = [value for name, value in headers if name == b"cache-node-min-position"]
-    if not directives and not positions:
-        return _PLAIN
-    ages = [int(match[1]) for match in map(_MAX_AGE.fullmatch, directives) if match]
-    no_cache = b"no-cache" in directives or b"no-store" in directives or 0 in ages
-    return Wants(no_cache, float(min(ages)) if ages else None, _newest_demanded(positions))
-
-
-_PLAIN = Wants()
-# No feed has this position: what cannot be read cannot be compared, and asks the origin.
-_UNKNOWN_POSITION = Position(0, 0)
-
-
-def _newest_demanded(positions: list[bytes]) -> Position | None:
-    if not positions:
-        return None
-    try:
-        (text,) = positions
-        return Position.parse(text.strip())
-    except ValueError:
-        return _UNKNOWN_POSITION
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -239,7 +197,8 @@ def _cache_status(answer: Answer) -> bytes:
     return f"cache-node; {how}; detail={answer.detail}".encode()
 
 
-async def _send(answer: Answer, send: Send, *, is_head: bool) -> None:
+def headers_of(answer: Answer, *, is_head: bool = False) -> list[tuple[bytes, bytes]]:
+    """The answer's headers as they go to the client, in order."""
     headers = [
         *answer.headers,
         (b"cache-status", _cache_status(answer)),
@@ -248,5 +207,10 @@ async def _send(answer: Answer, send: Send, *, is_head: bool) -> None:
     # A HEAD that went to the origin for itself has the length that the origin told, if any; these have none.
     if (answer.body or not is_head) and answer.status not in (204, 304):
         headers.append((b"content-length", str(len(answer.body)).encode()))
+    return headers
+
+
+async def _send(answer: Answer, send: Send, *, is_head: bool) -> None:
+    headers = headers_of(answer, is_head=is_head)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

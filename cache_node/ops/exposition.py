@@ -85,7 +85,10 @@ def _requests(components: Components) -> Iterator[Metric]:
     tiers = {tier: stats.requests_of(tier) for tier in sorted(TIERS | {OTHER})}
     yield _counters("requests", "Answers to whoami by the tier they came from.", "tier", tiers)
     yield _counters("misses", "Answers that no tier gave, by why.", "reason", stats.misses)
-    latency = "Time to answer whoami."
+    yield _histograms("hit_seconds", "Time to answer a plain hit in memory: a random sample.", (), [((), stats.hit)])
+    lag = "How late the event loop came to what was due."
+    yield _histograms("loop_lag_seconds", lag, (), [((), stats.loop_lag)])
+    latency = "Time to answer whoami, but for plain hits in memory."
     yield _histograms("request_seconds", latency, ("tier", "outcome"), stats.requests.items())
     yield from _each("", _READER_COUNTS, components.reader.counts)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Final
 
 BUCKETS_SECONDS: Final = (
@@ -56,6 +57,12 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
         """By tier and outcome: a status, or a class of them such as `4xx`."""
+        self.count_hits: Callable[[], int] = lambda: 0
+        """How many answers the fast lane has given; they are counted there."""
+        self.hit = Histogram()
+        """A random sample of their times."""
+        self.loop_lag = Histogram()
+        """How late the event loop came to what was due: what a request waits for before anybody can time it."""
         self.misses: Counter[str] = Counter()
         """By the word for why no tier answered."""
         self.origin: defaultdict[str, Histogram] = defaultdict(Histogram)
@@ -82,4 +89,5 @@ class Metrics:
 
     def requests_of(self, tier: str) -> int:
         """Answers that came from a tier, whatever their status."""
-        return sum(histogram.count for (known, _), histogram in self.requests.items() if known == tier)
+        of_fast_lane = self.count_hits() if tier == "memory" else 0
+        return of_fast_lane + sum(histogram.count for (known, _), histogram in self.requests.items() if known == tier)

@@ -31,8 +31,17 @@ class KeyRing:
 
     def derive(self, credential: Credential) -> tuple[Key, ...]:
         """Keys of the credential under each secret, the writing one first."""
-        kind = credential.kind.encode()
-        value = credential.value
-        message = b"%b%b%b%b" % (len(kind).to_bytes(4, "big"), kind, len(value).to_bytes(4, "big"), value)
+        message = _message(credential.kind, credential.value)
         digests = [blake2b(message, key=key).digest() for key in self._hashing_keys]
         return tuple(Key(digest[:32], digest[32:]) for digest in digests)
+
+    def name(self, kind: str, value: bytes) -> bytes:
+        """The name under the writing secret, which is the one of the memory tier."""
+        return blake2b(_message(kind, value), key=self._hashing_keys[0]).digest()[:32]
+
+
+def _message(kind: str, value: bytes) -> bytes:
+    return _KINDS[kind] + len(value).to_bytes(4, "big") + value
+
+
+_KINDS = {kind: len(kind).to_bytes(4, "big") + kind.encode() for kind in ("token", "cookie")}

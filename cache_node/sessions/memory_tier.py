@@ -5,25 +5,28 @@ Refused credentials (401) have a small share of the bound of their own, so that 
 
 from __future__ import annotations
 
-import msgspec
-
 from cache_node.feed.position import Position
 from cache_node.sessions.entry import Entry, Headers
-from cache_node.sessions.sieve import Sieve
+from cache_node.sessions.sieve import Node, Sieve
 
-ENTRY_OVERHEAD_BYTES = 540
-"""What an entry costs beyond what it holds: slot, dict, key, heads of objects (tests/sessions/ measures it)."""
+ENTRY_OVERHEAD_BYTES = 330
+"""What an entry costs beyond what it holds: node, key, a place in the index, heads of objects (tests measure it)."""
+REFUSAL_OVERHEAD_BYTES = 440
+"""The same for a refusal, which has two numbers of its own."""
+SUBJECT_OVERHEAD_BYTES = 230
+"""The same for knowing whose a credential was."""
 HEADER_OVERHEAD_BYTES = 145
-"""What each header line costs beyond its bytes: a tuple and two objects."""
-SUBJECT_OVERHEAD_BYTES = 400
-"""What it costs to know whose a credential was: slot, dict, key, tuple and heads of two texts."""
+"""What a header line costs beyond its bytes: a tuple and two objects."""
+SHARED_LINE_BYTES = 8
+"""What a line costs that many entries have in common."""
+MOST_SHARED_LINES = 1024
 REFUSAL_SHARE = 1 / 32
 SUBJECT_SHARE = 1 / 64
 BODY_SHARE = 1 / 16
 """A body above this part of the bound is kept in neither tier."""
 
 
-class Refusal(msgspec.Struct, frozen=True, gc=False):
+class Refusal(Node, gc=False):
     """A 401 for a presented credential, believed.  `until` is a reading of the steady clock."""
 
     body: bytes
@@ -34,6 +37,40 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     """Position applied before it was read; None for the anonymous answer, which no event changes."""
 
 
+class _Lines:
+    """Header lines that many entries have in common, kept once.  Never forgets: a line's cost stays what it is."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
+
+    def shared(self, headers: Headers) -> Headers:
+        """The same, of shared lines as far as possible."""
+        return tuple([self._shared(line) for line in headers])
+
+    def size_of(self, headers: Headers) -> int:
+        """Bytes of what `shared` gave."""
+        lines = self._lines
+        return sum(
+            SHARED_LINE_BYTES if line in lines else len(line[0]) + len(line[1]) + HEADER_OVERHEAD_BYTES
+            for line in headers
+        )
+
+    def _shared(self, line: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+        known = self._lines.get(line)
+        if known is None and len(self._lines) < MOST_SHARED_LINES and line[0] not in _INDIVIDUAL:
+            known = self._lines[line] = line
+        return known or line
+
+
+_INDIVIDUAL = frozenset((b"x-kratos-authenticated-identity-id",))
+
+
+class Subject(Node, gc=False):
+    """Whose a credential was; `facts` as in an entry."""
+
+    facts: bytes
+
+
 class MemoryTier:
     """`get`/`put` as in every tier, but synchronous; `put` returns whether it was kept."""
 
@@ -41,9 +78,10 @@ class MemoryTier:
         self.max_body_bytes = int(max_bytes * BODY_SHARE)
         refusal_bytes = int(max_bytes * REFUSAL_SHARE)
         subject_bytes = int(max_bytes * SUBJECT_SHARE)
-        self._entries: Sieve[Entry] = Sieve(max_bytes - refusal_bytes - subject_bytes)
-        self._refusals: Sieve[Refusal] = Sieve(refusal_bytes)
-        self._subjects: Sieve[tuple[str, str]] = Sieve(subject_bytes)
+        self._lines = _Lines()
+        self._entries: Sieve[Entry] = Sieve(max_bytes - refusal_bytes - subject_bytes, self._size_of_entry)
+        self._refusals: Sieve[Refusal] = Sieve(refusal_bytes, self._size_of_refusal)
+        self._subjects: Sieve[Subject] = Sieve(subject_bytes, _size_of_subject)
         self.max_bytes = max_bytes
 
     def __len__(self) -> int:
@@ -69,8 +107,8 @@ class MemoryTier:
         if len(entry.body) > self.max_body_bytes:
             self._entries.discard(name)
             return False
-        ids = len(entry.session_id) + len(entry.identity_id)
-        return self._entries.put(name, entry, ids + _size_of(entry.body, entry.headers))
+        entry.headers = self._lines.shared(entry.headers)
+        return self._entries.put(name, entry)
 
     def get_refusal(self, name: bytes) -> Refusal | None:
         """The refusal kept under the key's name."""
@@ -79,27 +117,34 @@ class MemoryTier:
     def put_refusal(self, name: bytes, refusal: Refusal) -> bool:
         """Keep the refusal, in place of what was known of the key."""
         self._discard_entry(name)
-        return self._refusals.put(name, refusal, _size_of(refusal.body, refusal.headers))
+        refusal.headers = self._lines.shared(refusal.headers)
+        return self._refusals.put(name, refusal)
 
     def discard(self, name: bytes) -> None:
         """Forget what is known of the key, but not whose it was."""
         self._discard_entry(name)
         self._refusals.discard(name)
 
-    def subject_of(self, name: bytes) -> tuple[str, str] | None:
-        """Session and identity id that the credential stood for while an entry of it, which is gone, was good."""
-        return self._subjects.get(name)
+    def facts_of(self, name: bytes) -> bytes | None:
+        """Facts of the entry that the credential had while it was good, where only they are left."""
+        subject = self._subjects.get(name)
+        return None if subject is None else subject.facts
 
-    def put_subject(self, name: bytes, session_id: str, identity_id: str) -> None:
+    def put_subject(self, name: bytes, entry: Entry) -> None:
         """Keep whose the credential is, without an answer."""
-        size = SUBJECT_OVERHEAD_BYTES + len(session_id) + len(identity_id)
-        self._subjects.put(name, (session_id, identity_id), size)
+        self._subjects.put(name, Subject(entry.facts))
 
     def _discard_entry(self, name: bytes) -> None:
         entry = self._entries.get(name)
         if entry is not None:
-            self.put_subject(name, entry.session_id, entry.identity_id)
+            self.put_subject(name, entry)
             self._entries.discard(name)
+
+    def _size_of_entry(self, entry: Entry) -> int:
+        return len(entry.body) + len(entry.facts) + self._lines.size_of(entry.headers) + ENTRY_OVERHEAD_BYTES
+
+    def _size_of_refusal(self, refusal: Refusal) -> int:
+        return len(refusal.body) + self._lines.size_of(refusal.headers) + REFUSAL_OVERHEAD_BYTES
 
     def clear(self) -> None:
         """Forget everything.  Its owner must, at the end: the collector does not see what is kept here."""
@@ -107,6 +152,5 @@ class MemoryTier:
             kept.clear()
 
 
-def _size_of(body: bytes, headers: Headers) -> int:
-    lines = sum(len(name) + len(value) + HEADER_OVERHEAD_BYTES for name, value in headers)
-    return len(body) + lines + ENTRY_OVERHEAD_BYTES
+def _size_of_subject(subject: Subject) -> int:
+    return len(subject.facts) + SUBJECT_OVERHEAD_BYTES

@@ -24,7 +24,15 @@ from cache_node.feed.position import Position
 from cache_node.sessions.answer import Answer, Tier, Wants
 from cache_node.sessions.complaints import Complaints
 from cache_node.sessions.credential import Credential
-from cache_node.sessions.entry import Entry, Headers, credential_ends_at, is_session, read_session
+from cache_node.sessions.entry import (
+    CLOCK_TOLERANCE_SECONDS,
+    EXPIRY_MARGIN_SECONDS,
+    Entry,
+    Headers,
+    credential_ends_at,
+    is_session,
+    read_session,
+)
 from cache_node.sessions.flight import Flight, Flights
 from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.memory_tier import MemoryTier, Refusal
@@ -32,6 +40,8 @@ from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.ports import SessionOrigin, SharedTier
 
 logger = logging.getLogger(__name__)
+
+_PLAIN = Wants()
 
 REFUSAL_SECONDS = 5.0
 """How long a believed 401 is given again without asking."""
@@ -130,6 +140,16 @@ class Reader:
             # Somebody else's result that is not good enough for this reader: the next run's read begins after it.
             self.counts["shared_again"] += 1
             ask_origin = True
+
+    def find_hit(self, name: bytes) -> Entry | None:
+        """Step 3 for a plain request: an entry that may be given now."""
+        entry = self._memory.get(name)
+        return entry if entry is not None and self._why_not(entry, _PLAIN) is None else None
+
+    def may_be_given(self, entry: Entry) -> tuple[float, float]:
+        """From when until when (Unix seconds) its age and its end allow an entry to be given to plain requests."""
+        until = min(entry.expires_at - EXPIRY_MARGIN_SECONDS, entry.fetched_at + self._ttl)
+        return entry.fetched_at - CLOCK_TOLERANCE_SECONDS, until
 
     async def read_anonymous(self) -> Answer:
         """The answer to no credential: the origin's own, asked now and then, and true without it."""
@@ -281,7 +301,7 @@ class Reader:
             return FromOrigin(answer)
         if not (self._fence.admits(entry) and self._lease.holds()):
             self.counts["rejected_fills"] += 1
-            self._memory.put_subject(keys[0].name, entry.session_id, entry.identity_id)
+            self._memory.put_subject(keys[0].name, entry)
         elif self._memory.put(keys[0].name, entry):
             self._redis.put(keys[0], entry)
         else:
@@ -308,8 +328,8 @@ class Reader:
         entry = self._memory.get(name)
         if (ends_at is not None and now >= ends_at) or (entry is not None and entry.is_expired(now)):
             return True
-        subject = self._memory.subject_of(name) if entry is None else (entry.session_id, entry.identity_id)
-        return subject is not None and self._fence.is_gone(*subject)
+        facts = self._memory.facts_of(name) if entry is None else entry.facts
+        return facts is not None and self._fence.is_gone(facts)
 
     def _forget(self, keys: tuple[Key, ...]) -> None:
         self._memory.discard(keys[0].name)
@@ -322,7 +342,7 @@ class Reader:
         credential_end = credential_ends_at(credential, self._cookie_max_age)
         if facts is None or as_of is None or credential_end is None or answer.header(b"set-cookie") is not None:
             return None
-        return Entry(
+        return Entry.of(
             body=answer.body,
             headers=_replayed(answer.headers),
             session_id=facts.session_id,

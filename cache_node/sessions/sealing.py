@@ -46,6 +46,6 @@ def unseal(key: Key, value: bytes) -> Entry | None:
         return None
     try:
         plain = AESGCM(key.sealing).decrypt(value[len(VERSION) : _HEAD], value[_HEAD:], key.name)
-        return Entry(*_decoder.decode(plain))
+        return Entry.of(*_decoder.decode(plain))
     except (InvalidTag, msgspec.DecodeError, ValueError):
         return None

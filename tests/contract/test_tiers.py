@@ -24,7 +24,7 @@ def key() -> Key:
 
 
 def entry(body: bytes = b'{"id":"1"}\n', headers: Headers = HEADERS, number: int = 42) -> Entry:
-    return Entry(
+    return Entry.of(
         body=body,
         headers=headers,
         session_id="227acb06-4539-4896-a221-db29fbd352e8",

@@ -169,7 +169,7 @@ def test_mutated_entries_open_under_no_key() -> None:
     """40,000 changes of a sealed entry, and of its key: an entry is its own, or none."""
     dice = random.Random(2)
     key = Key(dice.randbytes(32), dice.randbytes(32))
-    entry = Entry(b'{"id":"a"}' * 20, ((b"vary", b"Cookie"),), "s", "i", 2e9, 1.8e9, 1, 7)
+    entry = Entry.of(b'{"id":"a"}' * 20, ((b"vary", b"Cookie"),), "s", "i", 2e9, 1.8e9, 1, 7)
     sealed = seal(key, entry)
     for _ in range(40_000):
         changed_bytes = mutated(dice, sealed)

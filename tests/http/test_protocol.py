@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextvars import Context
 from itertools import pairwise
-from typing import Any, TypeVarTuple
+from typing import Any
 
 import pytest
 import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from cache_node.http.protocol import (
     _PIECE_BYTES,
@@ -25,116 +20,10 @@ from cache_node.http.protocol import (
     HEAD_SECONDS,
     KEEP_ALIVE_SECONDS,
     LINGER_SECONDS,
-    LimitedHttpToolsProtocol,
 )
+from tests.http.wire import Connection, ManualLoop
 
-App = Callable[..., Awaitable[None]]
-Ts = TypeVarTuple("Ts")
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
-
-
-class ManualLoop(asyncio.SelectorEventLoop):
-    """A real loop whose time stands still unless `advance` moves it; it never waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.delays: list[float] = []
-
-    def time(self) -> float:
-        return self.now
-
-    def call_later(
-        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        self.delays.append(delay)
-        return super().call_later(delay, callback, *args, context=context)
-
-    def settle(self) -> None:
-        """Runs all that can run now."""
-        self.run_until_complete(asyncio.sleep(0))
-        while getattr(self, "_ready"):  # noqa: B009  (mypy does not know it)
-            self.run_until_complete(asyncio.sleep(0))
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-        self.settle()
-
-
-class ScriptedTransport(asyncio.Transport):
-    """Records what is written; like a socket's, it tells the protocol later that it is closed."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self.loop = loop
-        self.protocol: asyncio.Protocol
-        self.written = b""
-        self.eof_written = False
-        self.closed = False
-        self.reading = True
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.eof_written, f"written behind the end: {bytes(data)!r}"
-        if not self.closed:
-            self.written += bytes(data)
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.eof_written = True
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self.loop.call_soon(self.protocol.connection_lost, None)
-
-    def abort(self) -> None:
-        self.close()
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-
-class Connection:
-    """One protocol instance and what its client sees."""
-
-    def __init__(self, loop: ManualLoop, app: App) -> None:
-        self.loop = loop
-        config = Config(app, ws="none", log_config=None, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
-        config.load()
-        self.state = ServerState()
-        self.kernel: deque[bytes] = deque()  # sent, and not read yet
-        self.transport = ScriptedTransport(loop)
-        self.protocol = LimitedHttpToolsProtocol(config, self.state, {}, loop)
-        self.transport.protocol = self.protocol
-        self.protocol.connection_made(self.transport)
-
-    def send(self, *reads: bytes) -> bytes:
-        """Delivers `reads` one by one while the protocol reads; returns all it has written since the last call."""
-        self.kernel.extend(data for data in reads if data)
-        self.loop.settle()
-        while self.kernel and self.transport.reading and not self.transport.closed:
-            self.protocol.data_received(self.kernel.popleft())
-            self.loop.settle()
-        written, self.transport.written = self.transport.written, b""
-        return written
-
-    def is_ended(self) -> bool:
-        """Whether the client sees the end of the stream."""
-        return self.transport.closed or self.transport.eof_written
-
-    def is_closed(self) -> bool:
-        return self.transport.closed
-
-    def is_reading(self) -> bool:
-        return self.transport.reading
 
 
 class Gate:
@@ -160,16 +49,6 @@ class Gate:
         length = (b"content-length", str(len(body)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": body})
-
-
-@pytest.fixture
-def loop() -> Iterator[ManualLoop]:
-    manual = ManualLoop()
-    yield manual
-    for task in asyncio.all_tasks(manual):
-        task.cancel()
-    manual.settle()
-    manual.close()
 
 
 @pytest.fixture

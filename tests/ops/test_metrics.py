@@ -55,6 +55,7 @@ def test_every_word_that_the_read_path_uses_is_known() -> None:
 # What Prometheus reads ------------------------------------------------------------------------------------------------
 
 NAMES = {
+    *("hit_seconds", "loop_lag_seconds", "origin_open"),
     *("requests", "request_seconds", "misses", "rejected_fills", "missed_events", "shared_again"),
     *(
         "fresh",

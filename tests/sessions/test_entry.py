@@ -163,7 +163,7 @@ def test_any_bytes_are_a_session_or_none(body: bytes) -> None:
 
 
 def entry(expires_at: float = 1000.0, fetched_at: float = 0.0) -> Entry:
-    return Entry(b"", (), "s", "i", expires_at, fetched_at, 1, 1)
+    return Entry.of(b"", (), "s", "i", expires_at, fetched_at, 1, 1)
 
 
 def test_an_entry_ends_a_second_before_its_session() -> None:

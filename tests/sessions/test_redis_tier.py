@@ -60,7 +60,7 @@ def key(number: int) -> Key:
 
 
 def entry(number: int = 0) -> Entry:
-    return Entry(b"body %d" % number, ((b"vary", b"Cookie"),), "s", "i", 2e9, 1.8e9, 1, number)
+    return Entry.of(b"body %d" % number, ((b"vary", b"Cookie"),), "s", "i", 2e9, 1.8e9, 1, number)
 
 
 def calls(server: redis.Redis, command: str) -> int:
@@ -381,7 +381,7 @@ async def test_the_bytes_that_wait_to_be_written_are_bounded(tier: RedisTier, se
     """Bodies of evicted entries would else be kept for as long as Redis stands still, however many and large."""
 
     def large(number: int, body_bytes: int) -> Entry:
-        return Entry(bytes(body_bytes), (), "s", "i", 2e9, 1.8e9, 1, number)
+        return Entry.of(bytes(body_bytes), (), "s", "i", 2e9, 1.8e9, 1, number)
 
     for round_ in range(2):  # what was written waits no more
         for _ in range(3):  # nor does what another of the same turn took the place of
@@ -402,12 +402,12 @@ async def test_a_stall_keeps_no_more_than_may_wait(tier: RedisTier, valkey: Embe
     """And once it is over, nothing waits any more."""
     with stopped(valkey):
         for number in range(20):
-            tier.put(key(number), Entry(bytes(100_000), (), "s", "i", 2e9, 1.8e9, 1, number))
+            tier.put(key(number), Entry.of(bytes(100_000), (), "s", "i", 2e9, 1.8e9, 1, number))
             await asyncio.sleep(0)
         assert tier.counts["dropped_writes"] == 10
         await tier.settle()
         assert tier.counts["dropped_writes"] == 20
-    tier.put(key(99), Entry(bytes(MAX_PENDING_BYTES), (), "s", "i", 2e9, 1.8e9, 1, 99))
+    tier.put(key(99), Entry.of(bytes(MAX_PENDING_BYTES), (), "s", "i", 2e9, 1.8e9, 1, 99))
     tier.put(key(98), entry(98))
     await tier.settle()
     assert (tier.counts["writes"], tier.counts["dropped_writes"]) == (1, 21)

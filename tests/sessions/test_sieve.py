@@ -9,7 +9,38 @@ from typing import Literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_node.sessions.sieve import Sieve
+from cache_node.sessions.sieve import KEY_BYTES, MOST_SPARED, Node, Sieve
+
+
+class Value(Node, gc=False):
+    value: object
+    size: int
+
+
+class Values:
+    """A sieve of values that say themselves what they take."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.sieve: Sieve[Value] = Sieve(max_bytes, lambda value: value.size)
+        self.discard, self.clear = self.sieve.discard, self.sieve.clear
+
+    def __len__(self) -> int:
+        return len(self.sieve)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.sieve.size_bytes
+
+    @property
+    def evictions(self) -> int:
+        return self.sieve.evictions
+
+    def get(self, key: bytes) -> object:
+        found = self.sieve.get(key)
+        return None if found is None else found.value
+
+    def put(self, key: bytes, value: object, size: int) -> bool:
+        return self.sieve.put(key, Value(value, size))
 
 
 @dataclass
@@ -80,7 +111,7 @@ steps: st.SearchStrategy[list[Step]] = st.lists(
 @settings(max_examples=300)
 def test_it_evicts_what_the_plain_implementation_evicts(taken: list[Step]) -> None:
     """Whatever is asked, put and discarded: same answers, same evictions, same size, and the bound at every step."""
-    sieve: Sieve[int] = Sieve(100)
+    sieve = Values(100)
     plain = PlainSieve(100)
     for number, (what, key, size) in enumerate(taken):
         if what == "put":
@@ -96,14 +127,14 @@ def test_it_evicts_what_the_plain_implementation_evicts(taken: list[Step]) -> No
     assert [sieve.get(each.key) for each in plain.known] == [each.value for each in plain.known]
 
 
-def names(sieve: Sieve[int], count: int) -> list[int]:
+def names(sieve: Values, count: int) -> list[int]:
     """Which of the values 0 to `count` are there."""
     return [number for number in range(count) if sieve.get(b"%d" % number) is not None]
 
 
-def filled(count: int) -> Sieve[int]:
+def filled(count: int) -> Values:
     """With the values 0 to `count`, of one byte each, and room for no more."""
-    sieve: Sieve[int] = Sieve(count)
+    sieve = Values(count)
     for number in range(count):
         sieve.put(b"%d" % number, number, 1)
     return sieve
@@ -156,7 +187,7 @@ def test_the_hand_survives_the_discard_of_what_it_points_at() -> None:
 
 def test_a_scan_does_not_push_out_what_is_in_use() -> None:
     """A thousand keys that are each asked for once, as made-up tokens would be, cost the popular ones nothing."""
-    sieve: Sieve[int] = Sieve(100)
+    sieve = Values(100)
     popular = [b"popular-%d" % number for number in range(80)]
     for key in popular:
         sieve.put(key, 0, 1)
@@ -166,6 +197,25 @@ def test_a_scan_does_not_push_out_what_is_in_use() -> None:
             sieve.get(popular[(8 * number + step) % len(popular)])
 
     assert all(sieve.get(key) is not None for key in popular)
+
+
+def test_an_insertion_spares_a_bounded_number() -> None:
+    """All are in use: after so many the hand takes one all the same, and goes on from there."""
+    sieve = filled(3 * MOST_SPARED)
+    names(sieve, 3 * MOST_SPARED)
+    for number in range(2):
+        sieve.put(b"new %d" % number, -1, 1)
+
+    gone = [number for number in range(3 * MOST_SPARED) if sieve.get(b"%d" % number) is None]
+    assert gone == [MOST_SPARED, 2 * MOST_SPARED + 1]
+
+
+def test_keys_are_told_apart_by_their_first_bytes() -> None:
+    """They are hashes of 32 bytes: so many are plenty, and take half the room."""
+    sieve = Values(10)
+    sieve.put(bytes(KEY_BYTES) + b"a", 1, 1)
+    assert sieve.get(bytes(KEY_BYTES) + b"a") == 1
+    assert sieve.get(bytes(KEY_BYTES - 1) + b"a") is None
 
 
 def test_a_value_larger_than_the_bound_is_refused_and_the_older_one_is_gone() -> None:
@@ -191,7 +241,7 @@ def test_nothing_of_what_was_evicted_stays_in_memory() -> None:
     """The slots are hidden from the garbage collector, so they must not hold each other."""
     value = object()
     before = sys.getrefcount(value)
-    sieve: Sieve[object] = Sieve(10)
+    sieve = Values(10)
     for number in range(1000):
         sieve.put(b"%d" % number, value, 1)
         sieve.get(b"%d" % (number - 3))

@@ -1,0 +1,127 @@
+"""The shortest way through the read path: a plain hit in the memory tier, without parser, task or application.
+
+What it answers is what `whoami.py` would answer, byte for byte, but for an age and a date of the same second: rendered
+once a second for each entry that is asked for.  All that is asked there before a hit is asked here at every hit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from email.utils import formatdate
+
+import msgspec
+
+from cache_node.feed.clock import Clock
+from cache_node.feed.fence import Fence
+from cache_node.feed.lease import Lease
+from cache_node.http.template import Headers, Template
+from cache_node.http.whoami import headers_of
+from cache_node.sessions.answer import Answer
+from cache_node.sessions.entry import Entry
+from cache_node.sessions.keys import KeyRing
+from cache_node.sessions.reader import Reader
+
+RENDERED_SECONDS = 1.0
+RENDERED_BYTES = 8 * 1024 * 1024
+"""Rendered answers that are kept at most, for a second at most; above that each hit renders its own."""
+SAMPLE_EVERY = 256
+"""One hit in so many is timed, on average; at random, since a fixed stride would time the same connection each time."""
+
+
+class _Rendered(msgspec.Struct, frozen=True, gc=False):
+    entry: Entry
+    since: float
+    until: float
+    data: bytes
+
+
+class FastLane:
+    """One node's, asked by all its connections.  `observe` is told how long a hit took (seconds), of some of them."""
+
+    def __init__(
+        self,
+        *,
+        reader: Reader,
+        keys: KeyRing,
+        fence: Fence,
+        lease: Lease,
+        clock: Clock,
+        observe: Callable[[float], None],
+        session_cookie: str,
+    ) -> None:
+        self._reader = reader
+        self._name = keys.name
+        self._fence = fence
+        self._lease = lease
+        self._steady = clock.steady
+        self._wall = clock.wall
+        self._observe = observe
+        self._session_cookie = session_cookie.encode()
+        self._rendered: dict[bytes, _Rendered] = {}
+        self._rendered_bytes = 0
+        self._rendered_until = float("-inf")
+        self._date = b""
+        self._dice = random.Random()  # noqa: S311  # of which hits are timed
+        self._next_sample = 1
+        self.hits = 0
+        """Answers given."""
+        self.now = float("-inf")
+        """Reading of the steady clock at the last one."""
+
+    def template(self, request: bytes, headers: Headers, before: Template | None) -> Template:
+        """Of a request that the parser has consumed exactly."""
+        return Template(request, headers, self._session_cookie, self._name, before)
+
+    def seconds_since(self, then: float) -> float:
+        """By the steady clock."""
+        return self._steady() - then
+
+    def answer(self, name: bytes) -> bytes | None:
+        """The whole answer to a plain GET for the entry of this name; None if the slow path must say what it is."""
+        now = self._steady()
+        if now >= self._rendered_until:
+            self._begin_second(now)
+        found = self._rendered.get(name)
+        if (
+            found is None
+            or now >= self._lease.until
+            or not found.entry.key  # the tier has let it go
+            or found.entry.admitted_version != self._fence.version
+            or not found.since <= self._wall() < found.until
+        ):
+            found = self._judge(name, found)
+            if found is None:
+                return None
+        found.entry.visited = True
+        self.now = now
+        self.hits = hits = self.hits + 1
+        if hits == self._next_sample:
+            self._next_sample += self._dice.randrange(1, 2 * SAMPLE_EVERY)
+            self._observe(self._steady() - now)
+        return found.data
+
+    def _begin_second(self, now: float) -> None:
+        self._rendered = {}
+        self._rendered_bytes = 0
+        self._rendered_until = now + RENDERED_SECONDS
+        self._date = formatdate(self._wall(), usegmt=True).encode()
+
+    def _judge(self, name: bytes, known: _Rendered | None) -> _Rendered | None:
+        """The reader's own judgement, and what was rendered of that entry."""
+        entry = self._reader.find_hit(name)
+        if entry is None:
+            return None
+        if known is not None and known.entry is entry:
+            return known
+        found = _Rendered(entry, *self._reader.may_be_given(entry), self._render(entry))
+        if self._rendered_bytes + len(found.data) <= RENDERED_BYTES:
+            self._rendered_bytes += len(found.data)
+            self._rendered[name] = found
+        return found
+
+    def _render(self, entry: Entry) -> bytes:
+        age = entry.age_seconds(self._wall()) or 0.0
+        headers = headers_of(Answer(200, entry.headers, entry.body, "memory", "memory", age))
+        lines = b"".join(b"%b: %b\r\n" % line for line in [(b"date", self._date), *headers])
+        return b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + entry.body

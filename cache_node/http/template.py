@@ -1,0 +1,159 @@
+"""The last request of a connection as fixed bytes with holes, so that the next one need not be parsed.
+
+A request that the parser has consumed exactly is kept with its connection: the value of its credential is a hole, and
+so is the value of one header that nobody heeds (a trace id), once that has been seen to change.  A later read with the
+same fixed bytes, and nothing but harmless characters in its holes, parses the same way.  This is equality with bytes
+that the parser has seen, never a search for what looks like a header; whatever is not equal goes to the parser.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from cache_node.http.credentials import extract
+from cache_node.http.plain import is_plain
+from cache_node.sessions.credential import Credential
+
+HEEDED = frozenset(
+    b"host connection keep-alive proxy-connection content-length transfer-encoding upgrade expect te trailer "
+    b"cookie authorization x-session-token x-session-cookie origin cache-control pragma cache-node-min-position".split()
+)
+"""Headers that parser, server or application look at.  Of all others the values change nothing in a cached answer."""
+
+_REQUEST_LINE = b"GET /sessions/whoami HTTP/1.1"
+# No space, so that nothing is stripped from it; no semicolon, comma or quote, so that a cookie stays one cookie.
+_CREDENTIAL = re.compile(rb"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]{1,4096}")
+_IGNORED = re.compile(rb"[\x21-\x7e]{1,1024}")
+
+Headers = list[tuple[bytes, bytes]]
+Name = Callable[[str, bytes], bytes]
+"""From kind and value of a credential to the name of its entry."""
+
+
+class Template:
+    """One connection's.  `headers` are the request's, as parsed; `before` is the template that did not fit it.
+
+    Nothing is learned from a request until the next one comes: most connections of some clients carry one only.
+    """
+
+    __slots__ = ("_headers", "_holes", "_kind", "_name", "_session_cookie", "_value", "_varying", "name", "request")
+
+    def __init__(
+        self,
+        request: bytes,
+        headers: Headers,
+        session_cookie: bytes,
+        name: Name,
+        before: Template | None,
+    ) -> None:
+        self.request = request
+        self.name: bytes | None = None
+        """Of the entry that the request asks for; None as long as nothing was learned."""
+        self._headers = headers
+        self._session_cookie = session_cookie
+        self._name = name
+        self._holes: _Holes | None = None
+        self._kind = ""
+        self._value = b""
+        self._varying: bytes | None = (
+            None if before is None else before._varying or _differing(before._headers, headers)
+        )
+
+    def name_in(self, data: bytes) -> bytes | None:
+        """The name of the entry that a whole request asks for; None if the parser must say what that is."""
+        if self._holes is None and not self._learn():
+            return None
+        assert self._holes is not None  # noqa: S101
+        value = self._holes.credential_in(data, self._value)
+        if value is None:
+            return None
+        if value != self._value or self.name is None:
+            self._value = value
+            self.name = self._name(self._kind, value)
+        self.request = data
+        return self.name
+
+    def _learn(self) -> bool:
+        credential = extract(self._headers, self._session_cookie)
+        if not isinstance(credential, Credential) or not is_plain(self._headers):
+            return False
+        self._holes = _find_holes(self.request, self._headers, credential, self._varying)
+        self._kind, self._value = credential.kind, credential.value
+        return self._holes is not None
+
+
+class _Holes:
+    """Fixed bytes, and what is between them; `first` and `last` enclose all, `middle` is None with one hole."""
+
+    __slots__ = ("_credential_first", "_first", "_last", "_middle")
+
+    def __init__(self, request: bytes, credential: slice, ignored: slice | None) -> None:
+        spans = sorted([credential] if ignored is None else [credential, ignored], key=lambda span: int(span.start))
+        self._first = request[: spans[0].start]
+        self._last = request[spans[-1].stop :]
+        self._middle = None if ignored is None else request[spans[0].stop : spans[1].start]
+        self._credential_first = spans[0] is credential
+
+    def credential_in(self, data: bytes, known: bytes) -> bytes | None:
+        """The credential's value in a request of this form; `known` is one that was found harmless before."""
+        first, last = self._first, self._last
+        if not (data.startswith(first) and data.endswith(last)):
+            return None
+        end = len(data) - len(last)
+        if self._middle is None:
+            value = data[len(first) : end]
+        else:
+            split = data.find(self._middle, len(first), end)
+            if split < 0:
+                return None
+            value, ignored = data[len(first) : split], data[split + len(self._middle) : end]
+            if not self._credential_first:
+                value, ignored = ignored, value
+            if _IGNORED.fullmatch(ignored) is None:
+                return None
+        return value if value == known or _CREDENTIAL.fullmatch(value) else None
+
+
+def _find_holes(request: bytes, headers: Headers, credential: Credential, varying: bytes | None) -> _Holes | None:
+    """None for a request in any but the usual form."""
+    lines = request.split(b"\r\n")
+    if lines[0] != _REQUEST_LINE or lines[-2:] != [b"", b""] or len(lines) != len(headers) + 3:
+        return None
+    start = len(lines[0]) + 2
+    credential_span = ignored_span = None
+    for line, (name, value) in zip(lines[1:-2], headers, strict=True):
+        written, _, rest = line.partition(b":")
+        if written.lower() != name or rest.strip(b" \t") != value:
+            return None
+        value_start = start + len(line) - len(rest.lstrip(b" \t"))
+        if name == varying:
+            ignored_span = slice(value_start, value_start + len(value))
+        elif name in (b"x-session-token", b"authorization", b"cookie"):
+            offset = _offset(name, value, credential)
+            if offset is not None:
+                credential_span = slice(value_start + offset, value_start + offset + len(credential.value))
+        start += len(line) + 2
+    return None if credential_span is None else _Holes(request, credential_span, ignored_span)
+
+
+def _offset(name: bytes, value: bytes, credential: Credential) -> int | None:
+    """Where in the header's value the credential is."""
+    if credential.kind == "token":
+        is_there = name == (b"authorization" if credential.bearer else b"x-session-token")
+        return len(value) - len(credential.value) if is_there and value.endswith(credential.value) else None
+    start = 0
+    for pair in value.split(b";") if name == b"cookie" else ():
+        cookie, _, content = pair.partition(b"=")
+        if cookie.strip() == credential.cookie_name.encode("latin-1"):
+            return start + len(cookie) + 1 if content == credential.value else None
+        start += len(pair) + 1
+    return None
+
+
+def _differing(before: Headers, after: Headers) -> bytes | None:
+    """The one unheeded header that has another value now, where all else but heeded values is the same."""
+    if len(before) != len(after) or any(old[0] != new[0] for old, new in zip(before, after, strict=True)):
+        return None
+    names = [old[0] for old, new in zip(before, after, strict=True) if old != new and old[0] not in HEEDED]
+    return names[0] if len(names) == 1 and [name for name, _ in after].count(names[0]) == 1 else None

@@ -1,0 +1,470 @@
+"""What goes through the fast lane and what through the slow path is the same on the wire, byte for byte."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_node.feed.events import Event
+from cache_node.http.protocol import KEEP_ALIVE_SECONDS
+from cache_node.http.template import Template
+from cache_node.http.whoami import Whoami
+from cache_node.sessions.keys import KeyRing
+from tests.fakes import MAX_STALENESS_SECONDS, SECRET, ScriptedNode, changed, following_node, revoked
+from tests.http.wire import Connection, ManualLoop
+
+COOKIE = "ory_kratos_session"
+# As Kratos mints them: a date that can be read, and what only Kratos can read.
+COOKIES = [base64.urlsafe_b64encode(b"1799999000|%d|mac" % number).decode() for number in range(2)]
+DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
+_CHANGING = re.compile(rb"\r\n(date|age): [^\r]*")
+
+
+def request(*lines: str, line: str = "GET /sessions/whoami HTTP/1.1", body: bytes = b"") -> bytes:
+    return "\r\n".join([line, "Host: node", *lines, "", ""]).encode("latin-1") + body
+
+
+TOKEN = request("X-Session-Token: token")
+OTHER = request("X-Session-Token: other")
+STRANGER = request("X-Session-Token: stranger")
+FOREIGN_PATH = request(line="GET /health/alive HTTP/1.1")
+
+
+class Side:
+    """A node and a connection to it, with a fast lane or without."""
+
+    def __init__(self, loop: ManualLoop, *, has_lane: bool) -> None:
+        self.loop = loop
+        self.node: ScriptedNode = loop.run_until_complete(following_node())
+        self.node.origin.add("other", "session-2", "identity-2")
+        for number, cookie in enumerate(COOKIES):
+            self.node.origin.add(cookie, f"session-of-cookie-{number}", f"identity-of-cookie-{number}")
+        self.observed: list[tuple[str, int, str]] = []
+        self.sampled: list[float] = []
+        self.lane = self.node.lane(COOKIE, self.sampled.append)
+        self._app = Whoami(self.node.reader, self, COOKIE, self._otherwise)
+        self._has_lane = has_lane
+        self.connect()
+
+    def connect(self) -> None:
+        self.connection = Connection(self.loop, self._app, self.lane if self._has_lane else None)
+        self.connection.state.default_headers = [DATE]
+
+    def observe_request(self, tier: str, status: int, detail: str, seconds: float) -> None:
+        self.observed.append((tier, status, detail))
+
+    async def _otherwise(self, scope: object, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
+
+    def ask(self, *reads: bytes) -> bytes:
+        """What comes back, without date and age."""
+        return _CHANGING.sub(b"", self.connection.send(*reads))
+
+    def append(self, events: list[Event]) -> None:
+        async def append() -> None:
+            self.node.log.server.append(events)
+
+        self.loop.run_until_complete(append())
+
+    def follow(self) -> None:
+        self.loop.run_until_complete(self.node.follow())
+
+
+@dataclass
+class Both:
+    """The same is done to both sides, and must come to the same."""
+
+    fast: Side
+    slow: Side
+
+    def ask(self, *reads: bytes) -> bytes:
+        answers = self.fast.ask(*reads), self.slow.ask(*reads)
+        assert answers[0] == answers[1]
+        ends = self.fast.connection.is_ended(), self.slow.connection.is_ended()
+        assert ends[0] == ends[1]
+        assert self.fast.connection.is_reading() == self.slow.connection.is_reading()
+        if ends[0]:
+            for side in self.sides:
+                side.connect()
+        return answers[0]
+
+    def hits(self, *reads: bytes) -> int:
+        """How many of the answers came through the fast lane."""
+        before = self.fast.lane.hits
+        assert self.ask(*reads).count(b"detail=memory") >= (self.fast.lane.hits - before)
+        return self.fast.lane.hits - before
+
+    @property
+    def loop(self) -> ManualLoop:
+        return self.fast.loop
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.fast, self.slow
+
+    def warm(self) -> None:
+        """Both sessions are in memory, and the last request of the connection was a plain one that is not learned."""
+        for each in (TOKEN, OTHER, TOKEN):
+            self.ask(each)
+
+
+@pytest.fixture
+def both(loop: ManualLoop) -> Iterator[Both]:
+    built = Both(Side(loop, has_lane=True), Side(loop, has_lane=False))
+    built.warm()
+    yield built
+    for side in built.sides:
+        side.connection.transport.close()
+    loop.settle()
+
+
+# Which requests take which way ----------------------------------------------------------------------------------------
+
+
+def test_the_same_request_again(both: Both) -> None:
+    assert [both.hits(TOKEN) for _ in range(5)] == [1] * 5
+    assert both.ask(TOKEN).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("name", ["X-Session-Token: ", "x-session-token:", "Authorization: Bearer ", "Cookie: a=b; "])
+def test_another_credential_on_the_same_connection(both: Both, name: str) -> None:
+    """Each gets the answer for its own, as often as they change."""
+    values = COOKIES if name.startswith("Cookie") else ["token", "other"]
+    name += f"{COOKIE}=" if name.startswith("Cookie") else ""
+    stranger, *requests = [request(name + value, "Accept: */*") for value in ("stranger", *values)]
+    for each in (stranger, *requests):
+        both.ask(each)
+        both.ask(each)
+    bodies = {both.ask(each) for each in requests}
+    assert len(bodies) == 2
+    assert [both.hits(each) for each in requests * 3] == [1] * 6
+    assert both.hits(stranger) == 0
+
+
+@pytest.mark.parametrize("trace", ["traceparent", "X-Request-Id", "user-agent"])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_another_trace_on_each_request(both: Both, trace: str, is_before: bool) -> None:
+    """Learned from the first change on."""
+
+    def traced(number: int, token: str = "token") -> bytes:
+        lines = [f"{trace}: 00-{number:032x}-01", f"X-Session-Token: {token}"]
+        return request(*(lines if is_before else reversed(lines)), "Accept: */*")
+
+    for number in range(3):
+        both.ask(traced(number))
+    assert [both.hits(traced(number)) for number in range(5)] == [1] * 5
+    assert [both.hits(traced(number, token)) for number, token in enumerate(["other", "token", "other"])] == [1] * 3
+    assert both.ask(traced(9, "other")) == both.ask(OTHER)
+
+
+def test_a_line_end_in_place_of_a_trace(both: Both) -> None:
+    """What it hides is seen, as it is by the parser."""
+    for number in range(4):
+        both.ask(request(f"traceparent: {number}", "X-Session-Token: token"))
+    assert both.hits(request("traceparent: 5", "X-Session-Token: token")) == 1
+    hiding = request("traceparent: 6\r\nOrigin: https://app.example", "X-Session-Token: token")
+    assert both.hits(hiding) == 0
+
+
+ODD = {
+    "HTTP/1.0": [request("X-Session-Token: token", line="GET /sessions/whoami HTTP/1.0")],
+    "HTTP/1.0 kept alive": [
+        request("X-Session-Token: token", "Connection: keep-alive", line="GET /sessions/whoami HTTP/1.0")
+    ],
+    "close": [request("X-Session-Token: token", "Connection: close")],
+    "upgrade": [request("X-Session-Token: token", "Connection: Upgrade", "Upgrade: h2c")],
+    "upgrade with a body": [
+        request("X-Session-Token: token", "Connection: Upgrade", "Upgrade: x", "Content-Length: 2", body=b"ab")
+    ],
+    "a body": [request("X-Session-Token: token", "Content-Length: 3", body=b"abc")],
+    "a body in another read": [request("X-Session-Token: token", "Content-Length: 3"), b"abc"],
+    "a body like a request": [request("X-Session-Token: token", f"Content-Length: {len(OTHER)}"), OTHER],
+    "chunks": [request("X-Session-Token: token", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n")],
+    "HEAD": [request("X-Session-Token: token", line="HEAD /sessions/whoami HTTP/1.1")],
+    "POST": [request("X-Session-Token: token", line="POST /sessions/whoami HTTP/1.1")],
+    "a query": [request("X-Session-Token: token", line="GET /sessions/whoami?a=b HTTP/1.1")],
+    "tokenize": [request("X-Session-Token: token", line="GET /sessions/whoami?tokenize_as=x HTTP/1.1")],
+    "another path": [FOREIGN_PATH],
+    "another path as long": [request("X-Session-Token: token", line="GET /sessions/whoamj HTTP/1.1")],
+    "an absolute target": [request("X-Session-Token: token", line="GET http://node/sessions/whoami HTTP/1.1")],
+    "an escaped path": [request("X-Session-Token: token", line="GET /sessions/who%61mi HTTP/1.1")],
+    "a page's script": [request("X-Session-Token: token", "Origin: https://app.example")],
+    "no-cache": [request("X-Session-Token: token", "Cache-Control: no-cache")],
+    "max-age": [request("X-Session-Token: token", "Cache-Control: max-age=60")],
+    "a position": [request("X-Session-Token: token", "Cache-Node-Min-Position: 1-1")],
+    "two tokens": [request("X-Session-Token: token", "X-Session-Token: other")],
+    "two kinds": [request("X-Session-Token: token", "Authorization: Bearer other")],
+    "a token and a cookie": [request("X-Session-Token: token", f"Cookie: {COOKIE}=MTc=")],
+    "a token and another cookie": [request("X-Session-Token: token", "Cookie: csrf=1")],
+    "another scheme": [request("X-Session-Token: token", "Authorization: Basic dG9rZW4=")],
+    "an empty token": [request("X-Session-Token:")],
+    "nobody": [request()],
+    "a stranger": [STRANGER, STRANGER],
+    "a long token": [request("X-Session-Token: " + "t" * 4096)],
+    "a too long token": [request("X-Session-Token: " + "t" * 4097)],
+    "a control character": [request("X-Session-Token: tok\x01en")],
+    "a byte beyond ASCII": [request("X-Session-Token: tok\xe9n")],
+    "spaces around": [request("X-Session-Token:  \t token \t ")],
+    "a quoted cookie": [request(f'Cookie: {COOKIE}="token"')],
+    "a cookie twice": [request(f"Cookie: {COOKIE}=token; {COOKIE}=other")],
+    "a folded line": [request("X-Session-Token: token", "A: b", " c")],
+    "no Host": [b"GET /sessions/whoami HTTP/1.1\r\nX-Session-Token: token\r\n\r\n"],
+    "two Hosts": [request("Host: again", "X-Session-Token: token")],
+    "bare line feeds": [TOKEN.replace(b"\r\n", b"\n")],
+    "empty lines before": [b"\r\n\r\n" + TOKEN],
+    "one line end too many": [TOKEN + b"\r\n", TOKEN],
+    "garbage": [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"],
+    "half": [TOKEN[:40]],
+    "two in one read": [TOKEN + OTHER],
+    "many in one read": [TOKEN * 20],
+    "one and a half": [TOKEN + OTHER[:30], OTHER[30:]],
+    "an answer and half a request": [TOKEN[:30], TOKEN[30:] + OTHER[:30], OTHER[30:]],
+    "two reads at once": [TOKEN, OTHER, TOKEN],
+    "a length of none": [request("X-Session-Token: token", "Content-Length: 0")],
+    "a header of some bytes": [request("X-Session-Token: token", "A: " + "a" * 5_000)],
+    "a header of many bytes": [request("X-Session-Token: token", "A: " + "a" * 70_000)],
+    "a smuggler": [request("X-Session-Token: token\r\nX-Session-Token: other")],
+    "a smuggler in a trace": [request("traceparent: a\r\nOrigin: https://evil.example", "X-Session-Token: token")],
+}
+
+
+@pytest.mark.parametrize("oddity", ODD)
+def test_whatever_is_odd(both: Both, oddity: str) -> None:
+    """The same bytes, and the connection is none the worse; after it, a plain request is a fast one again."""
+    for _ in range(3):
+        both.ask(*ODD[oddity])
+    for _ in range(2):
+        both.ask(FOREIGN_PATH)
+        both.ask(TOKEN)
+        if both.hits(TOKEN):
+            break
+    else:
+        for side in both.sides:
+            side.connect()
+        both.ask(TOKEN)
+        assert both.hits(TOKEN) == 1
+
+
+@pytest.mark.parametrize(
+    "oddity", ["another path as long", "HEAD", "POST", "a body", "chunks", "no-cache", "max-age", "a page's script"]
+)
+def test_an_odd_request_after_a_plain_one_that_is_known(both: Both, oddity: str) -> None:
+    """And what comes behind it."""
+    assert both.hits(TOKEN) == 1
+    assert both.hits(*ODD[oddity]) == 0
+    both.ask(TOKEN)
+    assert both.hits(TOKEN) == 1
+
+
+@pytest.mark.parametrize("split", range(1, len(TOKEN)))
+def test_a_request_in_two_reads(both: Both, split: int) -> None:
+    """At every byte: no hit of the fast lane, and the next whole one is."""
+    assert both.hits(TOKEN) == 1
+    assert both.hits(TOKEN[:split]) == 0
+    assert both.hits(TOKEN[split:]) == 0
+    both.ask(TOKEN)
+    assert both.hits(TOKEN) == 1
+
+
+READS = [read for reads in ODD.values() for read in reads] + [TOKEN, OTHER, STRANGER]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Sequence[bytes]:
+    """Whole requests, parts of them, and some with a byte changed, in any order."""
+    reads = []
+    for read in draw(st.lists(st.sampled_from([*READS, *[TOKEN, OTHER] * 10]), min_size=1, max_size=8)):
+        match draw(st.sampled_from(["whole", "whole", "split", "mutated", "joined"])):
+            case "split":
+                at = draw(st.integers(0, len(read)))
+                reads += [read[:at], read[at:]]
+            case "mutated":
+                at = draw(st.integers(0, len(read) - 1))
+                reads.append(read[:at] + bytes([draw(st.integers(0, 255))]) + read[at + 1 :])
+            case "joined" if reads:
+                reads[-1] += read
+            case _:
+                reads.append(read)
+    return reads
+
+
+@given(reads=conversations())
+def test_any_conversation(reads: Sequence[bytes]) -> None:
+    """In the order in which a client might have it."""
+    loop = ManualLoop()
+    both = Both(Side(loop, has_lane=True), Side(loop, has_lane=False))
+    both.warm()
+    for read in reads:
+        both.ask(read)
+    for side in both.sides:
+        side.connection.transport.close()
+    loop.settle()
+    loop.close()
+
+
+# All that is asked before a hit ---------------------------------------------------------------------------------------
+
+
+def test_no_hit_after_an_event(both: Both) -> None:
+    """One that names the session, by the time it is applied; one that does not costs nothing."""
+    for side in both.sides:
+        side.append(changed("session-2"))
+        side.follow()
+    assert both.hits(TOKEN) == 1
+
+    for side in both.sides:
+        side.append(revoked("session-1"))
+        side.node.origin.sessions[b"token"].valid = False
+        side.follow()
+    assert both.hits(TOKEN) == 0
+    assert both.ask(TOKEN).startswith(b"HTTP/1.1 401")
+
+
+def test_no_hit_without_a_lease(both: Both) -> None:
+    for side in both.sides:
+        side.node.clock.advance(MAX_STALENESS_SECONDS)
+    assert both.hits(TOKEN) == 0
+    assert b"detail=no-lease" in both.ask(TOKEN)
+
+    for side in both.sides:
+        side.follow()
+    both.ask(TOKEN)
+    assert both.hits(TOKEN) == 1
+
+
+def test_no_hit_when_the_lease_ends_within_the_second_of_an_answer(both: Both) -> None:
+    """What was rendered is still there, and is not given."""
+    for seconds, expected in ((MAX_STALENESS_SECONDS - 0.5, 1), (0.5, 0)):
+        for side in both.sides:
+            side.node.clock.advance(seconds)
+        assert both.hits(TOKEN) == expected
+
+
+def test_no_hit_past_the_ttl(both: Both) -> None:
+    for seconds, expected in ((899.5, 1), (1.0, 0)):
+        for side in both.sides:
+            side.node.clock.advance(seconds)
+            side.follow()
+        assert both.hits(TOKEN) == expected
+
+
+@pytest.mark.parametrize("seconds", [1e9, -3600.0])
+def test_no_hit_when_the_wall_clock_has_stepped_beyond_the_entry(both: Both, seconds: float) -> None:
+    """At once, though nothing else has moved."""
+    assert both.hits(TOKEN) == 1
+    for side in both.sides:
+        side.node.clock.wall_now += seconds
+    assert both.hits(TOKEN) == 0
+
+
+def test_no_hit_of_an_entry_that_is_gone_or_replaced(both: Both) -> None:
+    """The tier is asked each time."""
+    name = KeyRing([SECRET]).name("token", b"token")
+    for side in both.sides:
+        side.node.memory.discard(name)
+        side.node.redis.stored.clear()
+        side.node.origin.sessions[b"token"].version = 7
+    assert both.hits(TOKEN) == 0
+    assert both.hits(TOKEN) == 1
+    assert b'"version": 7' in both.ask(TOKEN)
+
+
+def test_hits_count_as_used(both: Both) -> None:
+    """For the memory tier, which evicts what nobody asked for."""
+    name = KeyRing([SECRET]).name("token", b"token")
+    entry = both.fast.node.memory.get(name)
+    assert entry is not None
+    both.ask(TOKEN)
+    entry.visited = False
+    assert both.hits(TOKEN) == 1
+    assert entry.visited
+
+
+def test_age_and_date_are_of_the_second(both: Both) -> None:
+    """Rendered anew when a second has passed."""
+    ages = []
+    for seconds in (0.0, 0.5, 0.5, 1.0, 5.5):
+        for side in both.sides:
+            side.node.clock.advance(seconds)
+            side.follow()
+        ages.append(
+            [int(age) for side in both.sides for age in re.findall(rb"age: (\d+)", side.connection.send(TOKEN))]
+        )
+    assert ages == [[0, 0], [0, 0], [1, 1], [2, 2], [7, 7]]
+
+
+# The connection -------------------------------------------------------------------------------------------------------
+
+
+def test_writing_that_is_paused(both: Both) -> None:
+    """A client that does not read gets nothing more until it does, by whichever way."""
+    for side in both.sides:
+        side.connection.protocol.pause_writing()
+    assert both.hits(TOKEN) == 0
+    for side in both.sides:
+        side.connection.protocol.resume_writing()
+    both.ask()
+    both.ask(TOKEN)
+    assert both.hits(TOKEN) == 1
+
+
+def test_no_credential_outlives_its_connection(both: Both) -> None:
+    """Nor is a large request kept while its connection rests."""
+    assert both.hits(TOKEN) == 1
+    connection = both.fast.connection
+
+    def kept() -> list[Template | None]:
+        return [connection.protocol._template, connection.protocol._candidate]
+
+    assert kept() != [None, None]
+    both.ask(ODD["a header of some bytes"][0])
+    assert kept() == [None, None]
+    both.ask(TOKEN)
+    assert kept() != [None, None]
+    connection.transport.close()
+    both.loop.settle()
+    assert kept() == [None, None]
+
+
+def test_a_server_that_ends(both: Both) -> None:
+    """Its resting connections are closed, and answer nothing more."""
+    for side in both.sides:
+        side.connection.protocol.shutdown()
+    assert both.fast.connection.is_closed()
+    assert both.slow.connection.is_closed()
+
+
+def test_a_connection_that_rests_is_closed(both: Both, loop: ManualLoop) -> None:
+    """So long after its last answer, by whichever way that came."""
+    for _ in range(5):
+        for side in both.sides:
+            side.node.clock.advance(KEEP_ALIVE_SECONDS - 5)
+            side.follow()
+        loop.advance(KEEP_ALIVE_SECONDS - 5)
+        assert both.hits(TOKEN) == 1
+    for side in both.sides:
+        side.node.clock.advance(KEEP_ALIVE_SECONDS - 1)
+    loop.advance(KEEP_ALIVE_SECONDS - 1)
+    assert not both.fast.connection.is_closed()
+    for side in both.sides:
+        side.node.clock.advance(1)
+    loop.advance(1)
+    assert both.fast.connection.is_closed()
+    assert both.slow.connection.is_closed()
+
+
+def test_a_sample_of_the_hits_is_timed(both: Both) -> None:
+    """And all are counted."""
+    both.fast.sampled.clear()
+    before = both.fast.lane.hits
+    for _ in range(2000):
+        both.fast.ask(TOKEN)
+    assert both.fast.lane.hits - before == 2000
+    assert 1 <= len(both.fast.sampled) <= 100
