@@ -52,6 +52,10 @@ check: $(DEV) ## lint, format, types
 loadtest: $(DEV) ## a minute of users at the demo while things break, judged against the truth; ARGS="--seconds N --users N"
 	@exec $(BIN)/python -m loadtest $(ARGS)
 
+.PHONY: bench
+bench: $(DEV) ## what hits, misses, revocations and memory cost, beside nginx and others; ARGS="NAME --rounds N"
+	@exec $(BIN)/python -m benchmarks $(ARGS)
+
 .PHONY: model
 model: $(DEV) ## random histories of nodes, readers, faults, judged against the truth; ARGS="--steps N --seed S"
 	@exec $(BIN)/python -m tests.histories $(ARGS)
@@ -73,6 +77,7 @@ $(DEV): pyproject.toml constraints.txt
 comma := ,
 define install
 exec >&2; set -e; \
+if [ -L $(VENV) ]; then echo "make: $(VENV) is a link, and would be emptied where it leads: remove it"; exit 1; fi; \
 rm -f $(NODE) $(DEV); \
 if [ "$$(cat $(VENV)/.checkout 2>/dev/null)" != "$(CURDIR)" ] || ! $(BIN)/python -c '' 2>/dev/null; then \
   for python in $(PYTHON) ''; do \

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from benchmarks.asking import Asker
 from cache_node.demo.origin import DemoOrigin
 from tests.e2e.processes import ServeProcess
 from tests.waiting import eventually
@@ -51,23 +52,20 @@ def run_slow_clients(address: tuple[str, int]) -> None:
     uvloop.run(keep_half_sent(address))
 
 
-async def time_hits(address: tuple[str, int], token: str, requests: int) -> list[float]:
+async def time_hits(url: str, token: str, requests: int) -> list[float]:
     """Seconds of each of so many memory hits, over a few connections at once."""
-    request = f"GET /sessions/whoami HTTP/1.1\r\nHost: node\r\nX-Session-Token: {token}\r\n\r\n".encode()
     took: list[float] = []
 
     async def one() -> None:
-        reader, writer = await asyncio.open_connection(*address)
+        asker = Asker(url)
+        await asker.ask(token)
         for _ in range(requests // CONNECTIONS):
             begun = time.perf_counter()
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
+            head = await asker.ask(token)
             took.append(time.perf_counter() - begun)
             if b"detail=memory" not in head:
                 raise AssertionError(head)
-        writer.close()
+        asker.close()
 
     await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
     return took
@@ -82,29 +80,23 @@ async def measure(rounds: int, requests: int) -> dict[str, list[float]]:
         await origin.create_identity("somebody@example.test", "a password of somebody")
         token, _ = await origin.login_token("somebody@example.test", "a password of somebody")
 
+        asker = Asker(node.public_url)
+
         async def is_hit() -> bool:
-            return b"detail=memory" in await first_words(address, token)
+            return b"detail=memory" in await asker.ask(token)
 
         await eventually(is_hit, lambda: node.stderr, 10.0)
+        asker.close()
         for round_ in range(rounds):
-            took["without"] += await time_hits(address, token, requests)
+            took["without"] += await time_hits(node.public_url, token, requests)
             slow = multiprocessing.get_context("spawn").Process(target=run_slow_clients, args=(address,), daemon=True)
             slow.start()
             await asyncio.sleep(3.0)  # all have connected
-            took["with"] += await time_hits(address, token, requests)
+            took["with"] += await time_hits(node.public_url, token, requests)
             slow.kill()
             slow.join()
             print(f"round {round_ + 1} of {rounds}", file=sys.stderr, flush=True)
     return took
-
-
-async def first_words(address: tuple[str, int], token: str) -> bytes:
-    """The head of one answer."""
-    reader, writer = await asyncio.open_connection(*address)
-    writer.write(f"GET /sessions/whoami HTTP/1.1\r\nHost: n\r\nX-Session-Token: {token}\r\n\r\n".encode())
-    head = await reader.readuntil(b"\r\n\r\n")
-    writer.close()
-    return head
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

