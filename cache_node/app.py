@@ -55,6 +55,8 @@ CONFIRM_TIMEOUT_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
 PENDING_WRITES_SHARE = 8
 """One byte of so many of the memory tier's may wait to be written to the redis tier."""
+LOCK_SECONDS = 1.0
+"""How long the fill lock of a node that has died keeps others waiting; a quarter of the origin's deadline at most."""
 _RESTART_SECONDS = 1.0
 
 
@@ -143,7 +145,11 @@ class Node:
         self._stack.callback(memory.clear)
         lifetime = min(settings.entry_ttl_seconds, settings.fence_window_seconds)
         redis_tier = RedisTier(
-            url, names, lifetime_seconds=lifetime, max_pending_bytes=settings.memory_bytes // PENDING_WRITES_SHARE
+            url,
+            names,
+            lifetime_seconds=lifetime,
+            max_pending_bytes=settings.memory_bytes // PENDING_WRITES_SHARE,
+            lock_seconds=min(LOCK_SECONDS, settings.origin_timeout_seconds / 4),
         )
         origin = Origin(
             settings.origin_url,
@@ -163,6 +169,7 @@ class Node:
             ttl_seconds=settings.entry_ttl_seconds,
             stale_if_error_seconds=settings.stale_if_error_seconds,
             cookie_max_age_seconds=settings.cookie_max_age_seconds,
+            neighbour_seconds=settings.origin_timeout_seconds / 2,
         )
         publisher = AsyncPublisher(
             settings=PublisherSettings(
@@ -210,6 +217,7 @@ class Node:
             lease=parts.lease,
             clock=parts.clock,
             observe=parts.stats.hit.observe,
+            observer=parts.stats,
             session_cookie=settings.session_cookie,
         )
         parts.stats.count_hits = lambda: lane.hits

@@ -24,6 +24,7 @@ from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import Membership
 from cache_node.http.fast_lane import FastLane
+from cache_node.http.whoami import Observer
 from cache_node.sessions.answer import Answer, Wants
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Entry
@@ -191,11 +192,14 @@ class ScriptedLog(RedisLog):
 class SharedMemory:
     """A redis tier without a server: sealed bytes in a dict that several nodes may share, written at once.
 
-    With `gate` set, a `get` stops there after it has read the value.
+    With `gate` set, a `get` stops there after it has read the value.  Without `locks`, which nodes may share too, every
+    node asks the origin for itself.
     """
 
     def __init__(self, stored: dict[bytes, bytes] | None = None) -> None:
         self.stored = {} if stored is None else stored
+        self.locks: dict[bytes, SharedMemory | None] | None = None
+        """Who holds each; None for a while where the last one kept nothing."""
         self.gate: Gate | None = None
         self.gets = 0
 
@@ -205,6 +209,17 @@ class SharedMemory:
         if self.gate is not None:
             await self.gate.passed()
         return next((entry for key, value in found if (entry := unseal(key, value)) is not None), None)
+
+    async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
+        await asyncio.sleep(0)
+        entry = await self.get(keys)
+        return entry, self.locks is not None and self.locks.setdefault(keys[0].name, self) not in (self, None)
+
+    def release(self, key: Key, *, is_kept: bool) -> None:
+        if self.locks is not None and self.locks.get(key.name) is self:
+            del self.locks[key.name]
+            if not is_kept:
+                self.locks[key.name] = None
 
     def put(self, key: Key, entry: Entry) -> None:
         self.stored[key.name] = seal(key, entry)
@@ -373,9 +388,10 @@ class ScriptedNode:
             ttl_seconds=ttl_seconds,
             stale_if_error_seconds=3600.0,
             cookie_max_age_seconds=86400.0,
+            neighbour_seconds=2.5,
         )
 
-    def lane(self, session_cookie: str, observe: Callable[[float], None]) -> FastLane:
+    def lane(self, session_cookie: str, observe: Callable[[float], None], observer: Observer) -> FastLane:
         """The fast lane of its public port."""
         return FastLane(
             reader=self.reader,
@@ -384,6 +400,7 @@ class ScriptedNode:
             lease=self.lease,
             clock=self.clock,
             observe=observe,
+            observer=observer,
             session_cookie=session_cookie,
         )
 

@@ -1,7 +1,8 @@
 """Every name that this project uses in Redis, in one place.
 
-With p the key prefix: `p:e:<key>` holds an entry; no braces, so that entries spread over a cluster.  `{p}:feed`,
-`{p}:generation` and `{p}:nodes` carry literal braces, so that one script may use them together.
+With p the key prefix: `p:e:<key>` holds an entry and `p:lock:<key>` says who fills it; no braces, so that they spread
+over a cluster.  `{p}:feed`, `{p}:generation` and `{p}:nodes` carry literal braces, so that one script may use them
+together.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class RedisNames:
         """Hash: one record a process, written by its confirm (registry.py has the format)."""
         return f"{{{self.prefix}}}:nodes"
 
+    def lock(self, key: bytes) -> bytes:
+        """String with a short TTL beside the entry of that key: its fill lock (sessions/redis_tier.py)."""
+        return f"{self.prefix}:lock:{key.hex()}".encode()
+
     def entry(self, key: bytes) -> bytes:
         """String with a TTL: one sealed entry; `key` is the keyed hash of the credential, 32 bytes."""
-        return b"%b:e:%b" % (self.prefix.encode(), key.hex().encode())
+        return f"{self.prefix}:e:{key.hex()}".encode()

@@ -1,4 +1,4 @@
-"""The shortest way through the read path: a plain hit in the memory tier, without parser, task or application.
+"""The shortest way through the read path: a plain hit in either tier, without parser, task or application.
 
 What it answers is what `whoami.py` would answer, byte for byte, but for an age and a date of the same second: rendered
 once a second for each entry that is asked for.  All that is asked there before a hit is asked here at every hit.
@@ -6,9 +6,11 @@ once a second for each entry that is asked for.  All that is asked there before 
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 
 import msgspec
 
@@ -16,8 +18,8 @@ from cache_node.feed.clock import Clock
 from cache_node.feed.fence import Fence
 from cache_node.feed.lease import Lease
 from cache_node.http.template import Headers, Template
-from cache_node.http.whoami import headers_of
-from cache_node.sessions.answer import Answer
+from cache_node.http.whoami import Observer, headers_of
+from cache_node.sessions.answer import Answer, Tier
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import KeyRing
 from cache_node.sessions.reader import Reader
@@ -37,7 +39,10 @@ class _Rendered(msgspec.Struct, frozen=True, gc=False):
 
 
 class FastLane:
-    """One node's, asked by all its connections.  `observe` is told how long a hit took (seconds), of some of them."""
+    """One node's, asked by all its connections.
+
+    `observe` is told how long a hit in memory took (seconds), of some of them; `observer`, of each in Redis.
+    """
 
     def __init__(
         self,
@@ -48,15 +53,18 @@ class FastLane:
         lease: Lease,
         clock: Clock,
         observe: Callable[[float], None],
+        observer: Observer,
         session_cookie: str,
     ) -> None:
         self._reader = reader
+        self._keys = keys
         self._name = keys.name
         self._fence = fence
         self._lease = lease
         self._steady = clock.steady
         self._wall = clock.wall
         self._observe = observe
+        self._observer = observer
         self._session_cookie = session_cookie.encode()
         self._rendered: dict[bytes, _Rendered] = {}
         self._rendered_bytes = 0
@@ -101,6 +109,31 @@ class FastLane:
             self._observe(self._steady() - now)
         return found.data
 
+    def ask(self, template: Template, hear: Callable[[bytes | None], None]) -> bool:
+        """Look in Redis for what memory does not know, and tell `hear` once; False if that is not to be done.
+
+        Tells the whole answer, or None where the slow path must say what it is.
+        """
+        keys = self._keys.derive_for(*template.credential)
+        looking = self._reader.look_up(keys)
+        if looking is None:
+            return False
+        self.now = self._steady()
+        looking.add_done_callback(partial(self._tell, keys[0].name, self.now, hear))
+        return True
+
+    def _tell(
+        self, name: bytes, begun: float, hear: Callable[[bytes | None], None], looking: asyncio.Future[Entry | None]
+    ) -> None:
+        entry = None if looking.cancelled() or looking.exception() is not None else looking.result()
+        if entry is None or self._reader.find_hit(name) is not entry:
+            hear(None)
+            return
+        if self._steady() >= self._rendered_until:
+            self._begin_second(self._steady())
+        hear(self._render(entry, "redis"))
+        self._observer.observe_request("redis", 200, "redis", self._steady() - begun)
+
     def _begin_second(self, now: float) -> None:
         self._rendered = {}
         self._rendered_bytes = 0
@@ -114,14 +147,14 @@ class FastLane:
             return None
         if known is not None and known.entry is entry:
             return known
-        found = _Rendered(entry, *self._reader.may_be_given(entry), self._render(entry))
+        found = _Rendered(entry, *self._reader.may_be_given(entry), self._render(entry, "memory"))
         if self._rendered_bytes + len(found.data) <= RENDERED_BYTES:
             self._rendered_bytes += len(found.data)
             self._rendered[name] = found
         return found
 
-    def _render(self, entry: Entry) -> bytes:
+    def _render(self, entry: Entry, tier: Tier) -> bytes:
         age = entry.age_seconds(self._wall()) or 0.0
-        headers = headers_of(Answer(200, entry.headers, entry.body, "memory", "memory", age))
+        headers = headers_of(Answer(200, entry.headers, entry.body, tier, tier, age))
         lines = b"".join(b"%b: %b\r\n" % line for line in [(b"date", self._date), *headers])
         return b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + entry.body

@@ -86,6 +86,9 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._lane = lane
         self._template: Template | None = None  # only while the connection rests between two requests
         self._candidate: Template | None = None  # of the request that is being answered
+        self._asked: Template | None = None  # of the request whose answer the lane looks for
+        self._late = b""  # what arrived meanwhile
+        self._is_ending = False
         self._answered_at = float("-inf")
         self._messages = 0
         self._phase = _BETWEEN
@@ -112,10 +115,14 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._running is not None:  # uvicorn tells only the newest of several pipelined requests
             _disconnect(self._running)
-        self._template = self._candidate = None
+        self._template = self._candidate = self._asked = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._asked is not None:
+            self._late += data
+            self.flow.pause_reading()
+            return
         template = self._template
         if template is not None:
             name = template.name
@@ -127,7 +134,32 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
                     self._answered_at = self._lane.now  # type: ignore[union-attr]
                     self.transport.write(answer)
                     return
+                if self._lane.ask(template, self._hear):  # type: ignore[union-attr]
+                    self._answered_at = self._lane.now  # type: ignore[union-attr]
+                    self._asked, self._template = template, None
+                    return
             self._template = None
+        self._parse_alone(data, template)
+
+    def _hear(self, answer: bytes | None) -> None:
+        """What the lane was asked for; None if the parser must have the request."""
+        template, self._asked = self._asked, None
+        if template is None:  # the connection was lost
+            return
+        if answer is None or self._is_ending:
+            self._parse_alone(template.request, template)
+            if self._is_ending:
+                super().shutdown()
+        else:
+            self._template = template
+            self.transport.write(answer)
+        if self._late:
+            data, self._late = self._late, b""
+            self.flow.resume_reading()
+            self.data_received(data)
+
+    def _parse_alone(self, data: bytes, template: Template | None) -> None:
+        """A read for the parser, and what it leaves behind for the next one; `template` did not fit it."""
         is_alone = self._phase == _BETWEEN and not self._is_full() and not self._is_answer_due()
         messages = self._messages
         self._receive(data)
@@ -250,7 +282,10 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         self._template = None
-        super().shutdown()
+        if self._asked is not None:
+            self._is_ending = True  # behind the answer that is due
+        else:
+            super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
         rested = self._lane.seconds_since(self._answered_at) if self._lane is not None else self.timeout_keep_alive

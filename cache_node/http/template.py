@@ -60,6 +60,11 @@ class Template:
             None if before is None else before._varying or _differing(before._headers, headers)
         )
 
+    @property
+    def credential(self) -> tuple[str, bytes]:
+        """Kind and value of the last one that was found."""
+        return self._kind, self._value
+
     def name_in(self, data: bytes) -> bytes | None:
         """The name of the entry that a whole request asks for; None if the parser must say what that is."""
         if self._holes is None and not self._learn():

@@ -34,8 +34,9 @@ _REDIS_COUNTS = {
     "round_trips": "Commands sent to the redis tier.",
     "failures": "Commands that the redis tier did not answer in time.",
     "unreadable": "Values that no key of ours unsealed.",
-    "writes": "Entries written to the redis tier, or taken away.",
+    "writes": "Entries written to the redis tier, or taken away, and locks given back.",
     "dropped_writes": "Writes given up.",
+    "lock_waits": "Pauses of fills that another node of the region was at.",
 }
 _READER_COUNTS = {
     "rejected_fills": "Answers of the origin not kept, because fence or lease did not admit them.",

@@ -45,6 +45,9 @@ class Flights(Generic[T]):
         self._landed: dict[bytes, Flight[T]] = {}
         """The last run of a key, while latecomers of it are not awake."""
 
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._flights
+
     def __len__(self) -> int:
         return len(self._flights)
 

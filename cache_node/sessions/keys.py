@@ -31,7 +31,11 @@ class KeyRing:
 
     def derive(self, credential: Credential) -> tuple[Key, ...]:
         """Keys of the credential under each secret, the writing one first."""
-        message = _message(credential.kind, credential.value)
+        return self.derive_for(credential.kind, credential.value)
+
+    def derive_for(self, kind: str, value: bytes) -> tuple[Key, ...]:
+        """The same, of a credential's kind and value."""
+        message = _message(kind, value)
         digests = [blake2b(message, key=key).digest() for key in self._hashing_keys]
         return tuple(Key(digest[:32], digest[32:]) for digest in digests)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from cache_node.sessions.credential import Credential
@@ -14,8 +14,17 @@ from cache_node.sessions.origin import OriginAnswer
 class SharedTier(Protocol):
     """The tier that the nodes of a region share.  Never raises: one that does not answer is a miss."""
 
-    async def get(self, keys: Sequence[Key]) -> Entry | None:
-        """The entry under the first of the keys that has one."""
+    def get(self, keys: Sequence[Key]) -> Awaitable[Entry | None]:
+        """The entry under the first of the keys that has one.  May be shared: shield it."""
+
+    async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
+        """The same, and whether another node is about to bring it; else the lock is the caller's, who must `release`.
+
+        From the second attempt on (1, 2, …) it waits a moment first.
+        """
+
+    def release(self, key: Key, *, is_kept: bool) -> None:
+        """Give the lock back, if it is held; `is_kept` says whether others find an entry now, some time soon."""
 
     def put(self, key: Key, entry: Entry) -> None:
         """Keep the entry, some time soon."""

@@ -1,7 +1,7 @@
 """The read path.  The numbers are the README's, and the order is the code's.
 
     1. find the credential (http/credentials.py)      6. redis tier
-    2. derive the key                                 7. fill lock between nodes (not in this version)
+    2. derive the key                                 7. fill lock between nodes
     3. memory tier                                    8. origin
     4. join or start the flight                       9. store, and answer every waiter
     5. take `as_of`
@@ -12,9 +12,12 @@ to Redis is written behind that, which is safe, because every reader of it asks 
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
@@ -103,6 +106,7 @@ class Reader:
         ttl_seconds: float,
         stale_if_error_seconds: float,
         cookie_max_age_seconds: float,
+        neighbour_seconds: float,
     ) -> None:
         self._keys = keys
         self._memory = memory
@@ -114,7 +118,9 @@ class Reader:
         self._ttl = ttl_seconds
         self._stale_ttl = ttl_seconds + stale_if_error_seconds
         self._cookie_max_age = cookie_max_age_seconds
+        self._neighbour_seconds = neighbour_seconds
         self._flights: Flights[Outcome] = Flights()
+        self._lookups: dict[bytes, asyncio.Future[Entry | None]] = {}
         self._anonymous_flights: Flights[OriginAnswer] = Flights()
         self._anonymous: Refusal | None = None
         self._complaints = Complaints(logger, clock)
@@ -145,6 +151,35 @@ class Reader:
         """Step 3 for a plain request: an entry that may be given now."""
         entry = self._memory.get(name)
         return entry if entry is not None and self._why_not(entry, _PLAIN) is None else None
+
+    def look_up(self, keys: tuple[Key, ...]) -> asyncio.Future[Entry | None] | None:
+        """Step 6 for a plain request: an entry of the redis tier, which `find_hit` finds then, or None.
+
+        None in place of the future where memory knows something of the key, or a flight is under way: the newest word
+        of the origin may be on its way, and must not be followed by an older one.
+        """
+        name = keys[0].name
+        looking = self._lookups.get(name)
+        if looking is not None:
+            return looking
+        if (
+            name in self._flights
+            or not self._lease.holds()
+            or self._memory.get(name) is not None
+            or self._memory.get_refusal(name) is not None
+        ):
+            return None
+        looking = self._lookups[name] = asyncio.ensure_future(self._redis.get(keys))
+        looking.add_done_callback(partial(self._looked_up, name))
+        return looking
+
+    def _looked_up(self, name: bytes, looking: asyncio.Future[Entry | None]) -> None:
+        if self._lookups.get(name) is not looking:
+            return  # a flight has begun
+        del self._lookups[name]
+        entry = None if looking.cancelled() or looking.exception() is not None else looking.result()
+        if entry is not None:
+            self._take(name, entry)
 
     def may_be_given(self, entry: Entry) -> tuple[float, float]:
         """From when until when (Unix seconds) its age and its end allow an entry to be given to plain requests."""
@@ -237,6 +272,13 @@ class Reader:
     # 4 to 9: one run of a flight ------------------------------------------------------------------------------------
 
     async def _fill(self, flight: Flight[Outcome], keys: tuple[Key, ...], credential: Credential) -> Outcome:
+        self._lookups.pop(keys[0].name, None)  # what they bring is older than what this brings
+        try:
+            return await self._fill_with_lock(flight, keys, credential)
+        finally:
+            self._redis.release(keys[0], is_kept=False)  # where it was not before
+
+    async def _fill_with_lock(self, flight: Flight[Outcome], keys: tuple[Key, ...], credential: Credential) -> Outcome:
         as_of: Position | None = None
 
         def begin_read() -> None:
@@ -245,7 +287,7 @@ class Reader:
             flight.begin_read()
 
         if not flight.must_ask_origin:
-            entry = await self._look_in_redis(keys)  # 6
+            entry = await self._look_in_redis_or_lock(flight, keys)  # 6 and 7
             if entry is not None and not flight.must_ask_origin:
                 return FromRedis(entry)
         try:
@@ -267,11 +309,29 @@ class Reader:
         """An admitted entry, kept in memory by now; anything else is a miss for everybody."""
         if not self._lease.holds():
             return None
-        entry = await self._redis.get(keys)
-        if entry is None or self._why_not(entry, Wants()) is not None:
-            return None
-        self._memory.put(keys[0].name, entry)
-        return entry
+        entry = await asyncio.shield(self._redis.get(keys))
+        return entry if entry is not None and self._take(keys[0].name, entry) else None
+
+    async def _look_in_redis_or_lock(self, flight: Flight[Outcome], keys: tuple[Key, ...]) -> Entry | None:
+        """The same; None when it is this node's turn to ask the origin, since no other is at it, or for too long."""
+        until = self._clock.steady() + self._neighbour_seconds
+        for attempt in itertools.count():
+            if not self._lease.holds():
+                break
+            entry, is_elsewhere = await self._redis.get_or_lock(keys, attempt)
+            if entry is not None and self._take(keys[0].name, entry):
+                self._redis.release(keys[0], is_kept=True)
+                return entry
+            if not is_elsewhere or flight.must_ask_origin or self._clock.steady() >= until:
+                break
+        return None
+
+    def _take(self, name: bytes, entry: Entry) -> bool:
+        """Keep in memory what was found in Redis, if it may be given now."""
+        if self._why_not(entry, _PLAIN) is not None:
+            return False
+        self._memory.put(name, entry)
+        return True
 
     async def _without_origin(self, keys: tuple[Key, ...], outcome: Outcome) -> Outcome:
         """The origin failed: an admitted entry answers, if there is one in either tier.
@@ -304,6 +364,7 @@ class Reader:
             self._memory.put_subject(keys[0].name, entry)
         elif self._memory.put(keys[0].name, entry):
             self._redis.put(keys[0], entry)
+            self._redis.release(keys[0], is_kept=True)
         else:
             self._forget(keys)
         return FromOrigin(answer, entry=entry)

@@ -1,123 +1,227 @@
-"""The redis tier (L2): sealed entries that the nodes of a region share.
+"""The redis tier (L2): sealed entries that the nodes of a region share, and who of them asks the origin for one.
 
 A tier that does not answer is a miss, never an error.  Nothing is ever deleted to invalidate it: each reader judges an
 entry by its own fence.  All reads of one event-loop turn are one round trip, and so are all writes.
+
+A fill lock is a key beside the entry's: `1` while a node asks the origin, `0` for a while after an answer that nobody
+may keep, so that others ask for themselves at once.  Its loss costs a second request, and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import partial
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
 
 from cache_node.feed.names import RedisNames
-from cache_node.feed.redis_client import REDIS_ERRORS, build_client
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
+from cache_node.sessions.round_trips import TIMEOUT_SECONDS, Command, RoundTrips
 from cache_node.sessions.sealing import seal, unseal
 
-TIMEOUT_SECONDS = 0.25
-"""A tier slower than this is not worth waiting for: the origin is asked."""
 MAX_KEYS_A_READ = 128
 """10,000 keys in one command would hold the server for 9 ms."""
-MAX_CONNECTIONS = 8
 MAX_PENDING_WRITES = 1024
 MAX_KEYS_A_WRITE = 128
 MAX_BYTES_A_WRITE = 4 * 1024 * 1024
+FIRST_PAUSE_SECONDS = 0.002
+"""Before a lock that is another node's is asked for again; twice as long each time."""
+LONGEST_PAUSE_SECONDS = 0.025
+
+_HELD, _NOT_KEPT = b"1", b"0"
+
+
+@dataclass(eq=False, slots=True)
+class _Read:
+    """One question for an entry, and for its lock if there is one; the future has the answer."""
+
+    keys: Sequence[Key]
+    names: Sequence[bytes]
+    lock: bytes | None
+    future: asyncio.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """The command is made when it is sent: what waits is no second copy of the memory tier's."""
+
+    command: Callable[[], Command]
+    size: int = 0
 
 
 class RedisTier:
     """`get`/`put` of one key prefix; `lifetime_seconds` is min(TTL, fence window): what is older is below the floor.
 
-    Entries of at most `max_pending_bytes` together, or a single one, wait to be written.
+    Entries of at most `max_pending_bytes` together, or a single one, wait to be written.  A lock whose holder has died
+    ends after `lock_seconds`.
     """
 
-    def __init__(self, url: str, names: RedisNames, *, lifetime_seconds: float, max_pending_bytes: int) -> None:
-        self._client = build_client(url, timeout_seconds=TIMEOUT_SECONDS, max_connections=MAX_CONNECTIONS)
+    def __init__(
+        self, url: str, names: RedisNames, *, lifetime_seconds: float, max_pending_bytes: int, lock_seconds: float
+    ) -> None:
+        self._round_trips = RoundTrips(url)
         self._names = names
         self._lifetime_ms = max(1, round(lifetime_seconds * 1000))
-        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._reads: dict[bytes, asyncio.Future[bytes | None]] = {}
-        self._writes: dict[Key, Entry | None] = {}
+        self._lock_seconds = lock_seconds
+        self._lock_ms = max(1, round(lock_seconds * 1000))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._held: set[bytes] = set()
+        self._renewal: asyncio.TimerHandle | None = None
+        self._reads: dict[tuple[bytes, bool], _Read] = {}
+        self._writes: dict[bytes, _Write] = {}
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
         self._is_writing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
-        """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`."""
+        """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`, `lock_waits`."""
 
     async def aclose(self) -> None:
         """Finish the writes under way, then close the connections."""
+        if self._renewal is not None:
+            self._renewal.cancel()
         await self.settle()
-        await self._client.aclose()
+        await self._round_trips.aclose()
 
     async def settle(self) -> None:
         """Wait until what was put before is written, or given up."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_SECONDS)
 
-    async def get(self, keys: Sequence[Key]) -> Entry | None:
-        """The entry under the first of the keys that has one; None if there is none or Redis does not answer."""
-        futures = [self._read(self._names.entry(key.name)) for key in keys]
-        # Readers of one key share a future, and one that goes away must not take it with it.
-        values = await asyncio.gather(*map(asyncio.shield, futures))
-        for key, value in zip(keys, values, strict=True):
-            if value is None:
-                continue
-            entry = unseal(key, value)
-            if entry is not None:
-                return entry
-            self.counts["unreadable"] += 1
-        return None
+    def get(self, keys: Sequence[Key]) -> asyncio.Future[Entry | None]:
+        """The entry under the first of the keys that has one; None if there is none or Redis does not answer.
+
+        Readers of one key share the future, so who may go away shields it.
+        """
+        return self._ask(keys, is_fill=False)
+
+    async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
+        """The same, and whether another node is about to bring it; else the lock is the caller's, who must `release`.
+
+        From the second attempt on (1, 2, …) it waits a moment first.  Without an answer of Redis nobody is.
+        """
+        if attempt:
+            self.counts["lock_waits"] += 1
+            await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2 ** min(attempt - 1, 10), LONGEST_PAUSE_SECONDS))
+        found: tuple[Entry | None, bool] = await self._ask(keys, is_fill=True)
+        return found
+
+    def release(self, key: Key, *, is_kept: bool) -> None:
+        """Give the lock back, behind what was put before; `is_kept` says whether others find an entry now."""
+        name = self._names.lock(key.name)
+        if name in self._held:
+            self._held.discard(name)
+            self._writes.pop(name, None)  # a renewal that waits has its place in front of the entry
+            self._write(name, lambda: (b"UNLINK", name) if is_kept else self._lock_command(name, _NOT_KEPT))
 
     def put(self, key: Key, entry: Entry) -> None:
         """Keep the entry; written behind, from the end of this turn of the loop on, or dropped if Redis is away."""
-        self._write(key, entry)
+        name = self._names.entry(key.name)
+        self._write(name, lambda: (b"SET", name, seal(key, entry), b"PX", self._lifetime_ms), len(entry.body))
 
     def discard(self, key: Key) -> None:
         """Take away what the origin has contradicted, some time soon or, if Redis is away, not at all."""
-        self._write(key, None)
+        name = self._names.entry(key.name)
+        self._write(name, lambda: (b"UNLINK", name))
 
-    def _read(self, name: bytes) -> asyncio.Future[bytes | None]:
-        future = self._reads.get(name)
-        if future is None:
-            loop = asyncio.get_running_loop()
+    # Reads ----------------------------------------------------------------------------------------------------------
+
+    def _ask(self, keys: Sequence[Key], *, is_fill: bool) -> asyncio.Future[Any]:
+        read = self._reads.get((keys[0].name, is_fill))
+        if read is None:
+            loop = self._loop
+            if loop is None:  # Python 3.11 asks the kernel at each question [one read in eight was spent in getpid]
+                loop = self._loop = asyncio.get_running_loop()
             if not self._reads:
                 loop.call_soon(self._send_reads)
-            future = self._reads[name] = loop.create_future()
-        return future
+            names = [self._names.entry(key.name) for key in keys]
+            lock = self._names.lock(keys[0].name) if is_fill else None
+            read = self._reads[keys[0].name, is_fill] = _Read(keys, names, lock, loop.create_future())
+        return read.future
 
     def _send_reads(self) -> None:
-        reads, self._reads = list(self._reads.items()), {}
-        for start in range(0, len(reads), MAX_KEYS_A_READ):
-            self._spawn(self._read_batch(dict(reads[start : start + MAX_KEYS_A_READ])))
+        batch: list[_Read] = []
+        size = 0
+        for read in self._reads.values():
+            if batch and size + len(read.keys) > MAX_KEYS_A_READ:
+                self._spawn(self._read_batch(batch))
+                batch, size = [], 0
+            batch.append(read)
+            size += len(read.keys)
+        self._reads = {}
+        self._spawn(self._read_batch(batch))
 
-    async def _read_batch(self, reads: dict[bytes, asyncio.Future[bytes | None]]) -> None:
-        self.counts["reads"] += len(reads)
+    async def _read_batch(self, reads: list[_Read]) -> None:
+        names = [name for read in reads for name in read.names]
+        locks = [read.lock for read in reads if read.lock is not None]
+        self.counts["reads"] += len(names)
         try:
-            values = await self._call(lambda: self._client.mget(list(reads)))
-            for future, value in zip(reads.values(), values or [None] * len(reads), strict=True):
-                future.set_result(value)
+            commands = [self._lock_command(lock, _HELD, b"NX") for lock in locks]
+            replies = await self._send([*commands, (b"MGET", *names, *locks)])
+            if replies is None or isinstance(replies[-1], ResponseError):
+                return
+            values = replies.pop()
+            states = dict(zip(locks, zip(replies, values[len(names) :], strict=True), strict=True))
+            sealed = iter(values)
+            for read in reads:
+                entry = self._first(zip(read.keys, sealed, strict=False))
+                if read.future.done():  # its only reader went away
+                    continue
+                if read.lock is None:
+                    read.future.set_result(entry)
+                else:
+                    read.future.set_result((entry, self._is_elsewhere(read.lock, *states[read.lock])))
         finally:
-            # Whatever else goes wrong is a miss too: a reader that waited for ever would hold its key for ever.
-            for future in reads.values():
-                if not future.done():
-                    future.set_result(None)
+            # Whatever goes wrong is a miss: a reader that waited for ever would hold its key for ever.
+            for read in reads:
+                if not read.future.done():
+                    read.future.set_result(None if read.lock is None else (None, False))
 
-    def _write(self, key: Key, entry: Entry | None) -> None:
-        size = _size_of(entry) - _size_of(self._writes.get(key))
-        is_too_much = size > 0 and self._pending_bytes > 0 and self._pending_bytes + size > self._max_pending_bytes
-        if is_too_much or (len(self._writes) >= MAX_PENDING_WRITES and key not in self._writes):
+    def _first(self, sealed: Iterable[tuple[Key, bytes | None]]) -> Entry | None:
+        first = None
+        for key, value in sealed:
+            if value is None or first is not None:
+                continue
+            first = unseal(key, value)
+            self.counts["unreadable"] += first is None
+        return first
+
+    # Locks ----------------------------------------------------------------------------------------------------------
+
+    def _lock_command(self, name: bytes, value: bytes, *condition: bytes) -> Command:
+        return b"SET", name, value, b"PX", self._lock_ms, *condition
+
+    def _is_elsewhere(self, name: bytes, reply: Any, value: bytes | None) -> bool:
+        if reply == b"OK":
+            self._held.add(name)
+            if self._renewal is None:
+                self._renewal = asyncio.get_running_loop().call_later(self._lock_seconds / 3, self._renew)
+            return False
+        return reply is None and value == _HELD and name not in self._held
+
+    def _renew(self) -> None:
+        """An origin may be slower than a lock lives; a node that has died renews nothing."""
+        self._renewal = None
+        for name in self._held:
+            self._write(name, lambda name=name: self._lock_command(name, _HELD, b"XX"))  # type: ignore[misc]
+        if self._held:
+            self._renewal = asyncio.get_running_loop().call_later(self._lock_seconds / 3, self._renew)
+
+    # Writes ---------------------------------------------------------------------------------------------------------
+
+    def _write(self, name: bytes, command: Callable[[], Command], size: int = 0) -> None:
+        before = self._writes.get(name)
+        more = size - (before.size if before is not None else 0)
+        is_too_much = more > 0 and self._pending_bytes > 0 and self._pending_bytes + more > self._max_pending_bytes
+        if is_too_much or (len(self._writes) >= MAX_PENDING_WRITES and before is None):
             self.counts["dropped_writes"] += 1
             return
-        self._pending_bytes += size
-        self._writes[key] = entry
+        self._pending_bytes += more
+        self._writes[name] = _Write(command, size)
         if not self._is_writing:
             self._is_writing = True
             self._spawn(self._write_all())
@@ -129,7 +233,7 @@ class RedisTier:
                 batch = self._next_batch()
                 is_written = False
                 try:
-                    is_written = await self._call(partial(self._send, batch)) is not None
+                    is_written = _are_good(await self._send([write.command() for write in batch.values()]))
                 finally:
                     self._forget(batch, "writes" if is_written else "dropped_writes")
                     if not is_written:
@@ -138,47 +242,30 @@ class RedisTier:
         finally:
             self._is_writing = False
 
-    def _next_batch(self) -> dict[Key, Entry | None]:
-        batch: dict[Key, Entry | None] = {}
+    def _next_batch(self) -> dict[bytes, _Write]:
+        batch: dict[bytes, _Write] = {}
         size = 0
-        for key, entry in self._writes.items():
-            size += _size_of(entry)
+        for name, write in self._writes.items():
+            size += write.size
             if batch and (len(batch) == MAX_KEYS_A_WRITE or size > MAX_BYTES_A_WRITE):
                 break
-            batch[key] = entry
-        for key in batch:
-            del self._writes[key]
+            batch[name] = write
+        for name in batch:
+            del self._writes[name]
         return batch
 
-    def _forget(self, writes: dict[Key, Entry | None], count: str) -> None:
+    def _forget(self, writes: dict[bytes, _Write], count: str) -> None:
         self.counts[count] += len(writes)
-        self._pending_bytes -= sum(map(_size_of, writes.values()))
+        self._pending_bytes -= sum(write.size for write in writes.values())
 
-    async def _send(self, batch: dict[Key, Entry | None]) -> list[Any]:
-        async with self._client.pipeline(transaction=False) as pipe:
-            for key, entry in batch.items():
-                name = self._names.entry(key.name)
-                # Sealed here, when it has a connection: what waits is no second copy of the memory tier's.
-                _ = pipe.unlink(name) if entry is None else pipe.set(name, seal(key, entry), px=self._lifetime_ms)
-            replies: list[Any] = await pipe.execute()
-            return replies
+    # Both -----------------------------------------------------------------------------------------------------------
 
-    async def _call(self, send: Callable[[], Awaitable[Any]]) -> Any:
-        """The reply, or None.  Repeated once, on a new connection, if the old one turned out to be broken.
-
-        The deadline includes the wait for a connection: else the calls of a stall would queue for many times as long.
-        """
+    async def _send(self, commands: Sequence[Command]) -> list[Any] | None:
         self.counts["round_trips"] += 1
-        with contextlib.suppress(*REDIS_ERRORS):
-            async with asyncio.timeout(TIMEOUT_SECONDS), self._connections:
-                try:
-                    return await send()
-                except RedisTimeoutError:
-                    raise
-                except RedisConnectionError:
-                    return await send()
-        self.counts["failures"] += 1
-        return None
+        replies = await self._round_trips.send(commands)
+        if replies is None or any(isinstance(reply, ResponseError) for reply in replies):
+            self.counts["failures"] += 1
+        return replies
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -186,5 +273,5 @@ class RedisTier:
         task.add_done_callback(self._tasks.discard)
 
 
-def _size_of(entry: Entry | None) -> int:
-    return 0 if entry is None else len(entry.body)
+def _are_good(replies: list[Any] | None) -> bool:
+    return replies is not None and not any(isinstance(reply, ResponseError) for reply in replies)

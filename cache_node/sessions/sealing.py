@@ -1,7 +1,7 @@
 """Entries as Redis holds them: AES-256-GCM under a key that only the credential gives, with the key's name bound to it.
 
-Format: version byte, nonce of 12 random bytes, then the ciphertext of msgpack `[body, [[name, value], …], session id,
-identity id, expires_at, fetched_at, generation, number]`.
+Format: version byte, nonce of 12 random bytes, then the ciphertext of msgpack `[body, [[name, value], …], facts,
+generation, number]`, facts as an entry has them: ids and times packed.
 """
 
 from __future__ import annotations
@@ -15,27 +15,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cache_node.sessions.entry import Entry, Headers
 from cache_node.sessions.keys import Key
 
-VERSION = b"\x01"
+VERSION = b"\x02"
 _NONCE_BYTES = 12
 _HEAD = len(VERSION) + _NONCE_BYTES
 
-_Row = tuple[bytes, Headers, str, str, float, float, int, int]
+_Row = tuple[bytes, Headers, bytes, int, int]
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Row)
 
 
 def seal(key: Key, entry: Entry) -> bytes:
     """The value to store under `key.name`."""
-    row: _Row = (
-        entry.body,
-        entry.headers,
-        entry.session_id,
-        entry.identity_id,
-        entry.expires_at,
-        entry.fetched_at,
-        entry.generation,
-        entry.number,
-    )
+    row: _Row = (entry.body, entry.headers, entry.facts, entry.generation, entry.number)
     nonce = os.urandom(_NONCE_BYTES)
     return VERSION + nonce + AESGCM(key.sealing).encrypt(nonce, _encoder.encode(row), key.name)
 
@@ -46,6 +37,6 @@ def unseal(key: Key, value: bytes) -> Entry | None:
         return None
     try:
         plain = AESGCM(key.sealing).decrypt(value[len(VERSION) : _HEAD], value[_HEAD:], key.name)
-        return Entry.of(*_decoder.decode(plain))
+        return Entry(*_decoder.decode(plain))
     except (InvalidTag, msgspec.DecodeError, ValueError):
         return None

@@ -78,6 +78,7 @@ async def tier(request: pytest.FixtureRequest) -> AsyncIterator[Tier]:
         yield Memory()
         return
     valkey: EmbeddedValkey = request.getfixturevalue("valkey")
-    redis = RedisTier(valkey.url, RedisNames(request.node.name), lifetime_seconds=60.0, max_pending_bytes=1 << 20)
+    names = RedisNames(request.node.name)
+    redis = RedisTier(valkey.url, names, lifetime_seconds=60.0, max_pending_bytes=1 << 20, lock_seconds=1.0)
     yield Redis(redis)
     await redis.aclose()

@@ -158,3 +158,34 @@ async def test_a_node_starts_without_its_origin(
         await _until_hit(client, node, token)
         assert node.stderr.count("WARNING") == 1, node.stderr
         assert "Traceback" not in node.stderr
+
+
+async def test_a_node_that_dies_at_the_origin(
+    valkey: EmbeddedValkey, origin: DemoOrigin, client: aiohttp.ClientSession
+) -> None:
+    """Its region waits for what it would have brought, and reads it from the origin well within the origin's time."""
+    async with (
+        Proxy(origin.public_url) as link,
+        ServeProcess(link.url, valkey.url) as dying,
+        ServeProcess(origin.public_url, valkey.url) as other,
+    ):
+        token, _ = await _sign_in(origin)
+        await _until_healthy(client, dying, "fresh")
+        await _until_healthy(client, other, "fresh")
+        link.hold_replies()
+        lost = asyncio.create_task(ask(client, dying.public_url, token))
+        async with asyncio.timeout(5):
+            await link.held.wait()
+        waiting = [asyncio.create_task(ask(client, other.public_url, token)) for _ in range(20)]
+
+        async def is_waiting() -> bool:
+            async with client.get(f"{other.admin_url}/metrics") as answer:
+                return "cache_node_redis_lock_waits_total 0.0" not in await answer.text()
+
+        await eventually(is_waiting, lambda: other.stderr, 5.0)
+        assert not any(task.done() for task in waiting)
+        dying.process.kill()
+        async with asyncio.timeout(4):  # the origin's timeout is 5 s
+            assert {(await task).status for task in waiting} == {200}
+        with pytest.raises(aiohttp.ClientError):
+            await lost

@@ -15,8 +15,9 @@ from cache_node.feed.events import Event
 from cache_node.http.protocol import KEEP_ALIVE_SECONDS
 from cache_node.http.template import Template
 from cache_node.http.whoami import Whoami
+from cache_node.sessions.answer import Wants
 from cache_node.sessions.keys import KeyRing
-from tests.fakes import MAX_STALENESS_SECONDS, SECRET, ScriptedNode, changed, following_node, revoked
+from tests.fakes import MAX_STALENESS_SECONDS, SECRET, Gate, ScriptedNode, changed, following_node, revoked
 from tests.http.wire import Connection, ManualLoop
 
 COOKIE = "ory_kratos_session"
@@ -47,7 +48,7 @@ class Side:
             self.node.origin.add(cookie, f"session-of-cookie-{number}", f"identity-of-cookie-{number}")
         self.observed: list[tuple[str, int, str]] = []
         self.sampled: list[float] = []
-        self.lane = self.node.lane(COOKIE, self.sampled.append)
+        self.lane = self.node.lane(COOKIE, self.sampled.append, self)
         self._app = Whoami(self.node.reader, self, COOKIE, self._otherwise)
         self._has_lane = has_lane
         self.connect()
@@ -468,3 +469,141 @@ def test_a_sample_of_the_hits_is_timed(both: Both) -> None:
         both.fast.ask(TOKEN)
     assert both.fast.lane.hits - before == 2000
     assert 1 <= len(both.fast.sampled) <= 100
+
+
+# What memory does not know --------------------------------------------------------------------------------------------
+
+
+class Redis:
+    """The redis tier of a side: what its node has in memory it forgets, and a read may be held up."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.tier = side.node.redis
+        self.names = list(self.tier.stored)
+        self.forget()
+
+    def forget(self) -> None:
+        for name in self.names:
+            self.side.node.memory.discard(name)
+
+    def hold(self) -> Gate:
+        gate = self.tier.gate = Gate()
+        return gate
+
+
+@pytest.fixture
+def shared(both: Both) -> list[Redis]:
+    """Both sides know the sessions from Redis only; and their connections are ready for the lane."""
+    assert both.hits(TOKEN) == 1
+    return [Redis(side) for side in both.sides]
+
+
+def test_a_hit_in_redis(both: Both, shared: list[Redis]) -> None:
+    """As the slow path gives it, and observed as there; the next one is memory's."""
+    asked = [redis.tier.gets for redis in shared]
+    observed = [len(side.observed) for side in both.sides]
+    assert b"; hit; detail=redis\r\n" in both.ask(TOKEN)
+    assert [redis.tier.gets for redis in shared] == [before + 1 for before in asked]
+    assert [side.observed[n:] for side, n in zip(both.sides, observed, strict=True)] == [[("redis", 200, "redis")]] * 2
+    assert both.fast.connection.protocol.cycle.response_complete
+    assert both.hits(TOKEN) == 1
+    assert b"detail=redis" in both.ask(OTHER)
+    assert both.hits(OTHER) == 1
+
+
+def test_no_task_and_no_parser_for_a_hit_in_redis(both: Both, shared: list[Redis]) -> None:
+    """The connection's last cycle is the one of its last request that was parsed."""
+    cycle = both.fast.connection.protocol.cycle
+    assert b"detail=redis" in both.ask(TOKEN)
+    assert both.fast.connection.protocol.cycle is cycle
+
+
+def test_what_redis_does_not_know_is_read_from_the_origin(both: Both, shared: list[Redis]) -> None:
+    """By the slow path, which says so; behind it the connection is ready for the lane again."""
+    for redis in shared:
+        redis.tier.stored.clear()
+    assert b"fwd=miss; detail=cold" in both.ask(TOKEN)
+    assert both.hits(TOKEN) == 1
+
+
+@pytest.mark.parametrize("lost", ["lease", "event", "expiry"])
+def test_what_is_found_is_judged_when_it_is_found(both: Both, shared: list[Redis], lost: str) -> None:
+    """An event that was applied, or a lease that ended, while Redis was asked."""
+    gates = [redis.hold() for redis in shared]
+    assert both.ask(TOKEN) == b""
+    for side in both.sides:
+        if lost == "lease":
+            side.node.lease.end()
+        elif lost == "event":
+            side.append(revoked())
+            side.node.origin.sessions.pop(b"token")
+            side.follow()
+        else:
+            side.node.clock.advance(10**9)
+    for gate, redis in zip(gates, shared, strict=True):
+        redis.tier.gate = None
+        gate.open()
+
+    assert b"detail=redis" not in (answer := both.ask())
+    assert answer
+
+
+def test_what_is_found_late_does_not_cover_the_origins_newest_word(both: Both, shared: list[Redis]) -> None:
+    """A refusal that came while Redis was asked stands: the entry is older, and was taken away there for it."""
+    side = both.fast
+    gate = shared[0].hold()
+    assert side.ask(TOKEN) == b""
+    shared[0].tier.gate = None
+    side.node.origin.sessions.pop(b"token")
+    side.loop.run_until_complete(side.node.read("token", Wants(no_cache=True)))
+    gate.open()
+
+    assert side.ask().startswith(b"HTTP/1.1 401 ")
+    assert side.node.memory.get(shared[0].names[0]) is None
+
+
+def test_what_arrives_meanwhile_waits_for_its_turn(both: Both, shared: list[Redis]) -> None:
+    """Pipelined, in one read or many, whatever it is."""
+    gates = [redis.hold() for redis in shared]
+    assert both.ask(TOKEN) == b""
+    for side in both.sides:
+        assert side.connection.send(FOREIGN_PATH + OTHER, TOKEN) == b""
+    for gate, redis in zip(gates, shared, strict=True):
+        redis.tier.gate = None
+        gate.open()
+    answers = both.ask()
+
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.count(b"HTTP/1.1 404 ") == 1
+    assert both.hits(TOKEN) == 1
+
+
+def test_a_shutdown_waits_for_what_redis_says(both: Both, shared: list[Redis]) -> None:
+    """The request is answered, and its connection ends behind that, as that of any request under way."""
+    gates = [redis.hold() for redis in shared]
+    assert both.ask(TOKEN) == b""
+    for side in both.sides:
+        side.connection.protocol.shutdown()
+    for gate, redis in zip(gates, shared, strict=True):
+        redis.tier.gate = None
+        gate.open()
+    answers = [side.ask() for side in both.sides]
+
+    assert [b"connection: close" in answer for answer in answers] == [True, True]
+    assert all(side.connection.is_ended() for side in both.sides)
+
+
+def test_a_client_that_is_gone_gets_nothing(both: Both, shared: list[Redis]) -> None:
+    """And what was found is kept for others."""
+    gate = shared[0].hold()
+    both.fast.ask(TOKEN)
+    both.fast.connection.transport.close()
+    both.loop.settle()
+    shared[0].tier.gate = None
+    gate.open()
+
+    assert both.fast.ask() == b""
+    both.fast.connect()
+    both.fast.ask(TOKEN)
+    assert both.fast.observed[-1] == ("memory", 200, "memory")

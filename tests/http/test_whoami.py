@@ -86,7 +86,7 @@ class Port:
         self.node = node
         self.observed: list[tuple[str, int, str]] = []
         self.whoami = Whoami(node.reader, self, "ory_kratos_session", self._otherwise)
-        self.lane = node.lane("ory_kratos_session", lambda seconds: None)
+        self.lane = node.lane("ory_kratos_session", lambda seconds: None, self)
         self.server = HttpServer(self.whoami, bind("127.0.0.1", 0), lane=self.lane, drain_seconds=1.0)
         self._open: list[Connection] = []
 

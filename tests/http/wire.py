@@ -106,7 +106,7 @@ class Connection:
         self.kernel.extend(data for data in reads if data)
         self.loop.settle()
         while self.kernel and self.transport.reading and not self.transport.closed:
-            self.protocol.data_received(self.kernel.popleft())
+            self.loop.call_soon(self.protocol.data_received, self.kernel.popleft())
             self.loop.settle()
         written, self.transport.written = self.transport.written, b""
         return written

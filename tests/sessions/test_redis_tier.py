@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
@@ -16,13 +16,15 @@ from cache_node.embedded import EmbeddedValkey
 from cache_node.feed.names import RedisNames
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
-from cache_node.sessions.redis_tier import MAX_KEYS_A_READ, MAX_PENDING_WRITES, TIMEOUT_SECONDS, RedisTier
+from cache_node.sessions.redis_tier import MAX_KEYS_A_READ, MAX_PENDING_WRITES, RedisTier
+from cache_node.sessions.round_trips import TIMEOUT_SECONDS
 from cache_node.sessions.sealing import seal
 from tests.proxy import Proxy
 from tests.waiting import eventually
 
 NAMES = RedisNames("prefix")
 MAX_PENDING_BYTES = 1_000_000
+LOCK_SECONDS = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def server(valkey: EmbeddedValkey) -> Iterator[redis.Redis]:
 
 @asynccontextmanager
 async def tier_on(url: str, lifetime_seconds: float = 60.0) -> AsyncIterator[RedisTier]:
-    tier = RedisTier(url, NAMES, lifetime_seconds=lifetime_seconds, max_pending_bytes=MAX_PENDING_BYTES)
+    tier = RedisTier(
+        url, NAMES, lifetime_seconds=lifetime_seconds, max_pending_bytes=MAX_PENDING_BYTES, lock_seconds=LOCK_SECONDS
+    )
     try:
         yield tier
     finally:
@@ -53,6 +57,11 @@ async def tier_on(url: str, lifetime_seconds: float = 60.0) -> AsyncIterator[Red
 async def tier(valkey: EmbeddedValkey) -> AsyncIterator[RedisTier]:
     async with tier_on(valkey.url) as built:
         yield built
+
+
+async def read(tier: RedisTier, keys: Sequence[Key]) -> Entry | None:
+    """As a reader does who may go away."""
+    return await asyncio.shield(tier.get(keys))
 
 
 def key(number: int) -> Key:
@@ -83,6 +92,19 @@ def stopped(valkey: EmbeddedValkey) -> Iterator[None]:
         os.kill(valkey.pid, signal.SIGCONT)
 
 
+@contextmanager
+def without_memory(server: redis.Redis) -> Iterator[None]:
+    """The server takes nothing more."""
+    before = {name: value or "" for name, value in server.config_get("maxmemory*").items()}
+    server.config_set("maxmemory-policy", "noeviction")
+    server.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        for name in ("maxmemory", "maxmemory-policy"):
+            server.config_set(name, before[name])
+
+
 # Round trips ----------------------------------------------------------------------------------------------------------
 
 
@@ -102,10 +124,10 @@ async def test_all_reads_of_one_turn_are_one_command(
 
 async def test_reads_of_two_turns_are_two_commands(tier: RedisTier, server: redis.Redis) -> None:
     """Nobody waits for others that may come."""
-    first = asyncio.create_task(tier.get([key(1)]))
+    first = asyncio.create_task(read(tier, [key(1)]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    second = asyncio.create_task(tier.get([key(2)]))
+    second = asyncio.create_task(read(tier, [key(2)]))
     await asyncio.gather(first, second)
 
     assert calls(server, "mget") == 2
@@ -125,7 +147,7 @@ async def test_two_readers_of_one_key_in_one_turn_read_it_once(tier: RedisTier, 
     """And one that goes away does not take the other's answer with it."""
     tier.put(key(1), entry(1))
     await tier.settle()
-    readers = [asyncio.create_task(tier.get([key(1)])) for _ in range(3)]
+    readers = [asyncio.create_task(read(tier, [key(1)])) for _ in range(3)]
     await asyncio.sleep(0)
     readers[0].cancel()
 
@@ -175,7 +197,7 @@ async def test_names_are_below_the_prefix_and_values_say_nothing(tier: RedisTier
         lambda server, name: server.set(name, b""),
         lambda server, name: server.set(name, b"\x01garbage"),
         lambda server, name: server.set(name, seal(key(2), entry(2))),
-        lambda server, name: server.set(name, b"\x02" + seal(key(1), entry(1))[1:]),
+        lambda server, name: server.set(name, b"\x01" + seal(key(1), entry(1))[1:]),
         lambda server, name: server.append(name, b"x"),
         lambda server, name: server.setrange(name, 20, b"x"),
     ],
@@ -279,7 +301,7 @@ async def test_a_connection_that_breaks_is_tried_once_more(valkey: EmbeddedValke
     async with Proxy(valkey.url) as proxy, tier_on(proxy.url) as tier:
         await tier.get([key(2)])
         proxy.hold_replies()
-        reading = asyncio.create_task(tier.get([key(1)]))
+        reading = asyncio.create_task(read(tier, [key(1)]))
         await proxy.held.wait()
         proxy.cut()
         proxy.mend()
@@ -295,13 +317,9 @@ async def test_a_server_without_memory_drops_what_is_put(tier: RedisTier, server
     """Reads go on; so do writes, when there is room again."""
     tier.put(key(1), entry(1))
     await tier.settle()
-    before = {name: value or "" for name, value in server.config_get("maxmemory*").items()}
-    server.config_set("maxmemory-policy", "noeviction")
-    server.config_set("maxmemory", 1)
-    tier.put(key(2), entry(2))
-    await tier.settle()
-    for name in ("maxmemory", "maxmemory-policy"):
-        server.config_set(name, before[name])
+    with without_memory(server):
+        tier.put(key(2), entry(2))
+        await tier.settle()
 
     assert tier.counts["dropped_writes"] == 1
     assert await asyncio.gather(*(tier.get([key(number)]) for number in (1, 2))) == [entry(1), None]
@@ -411,3 +429,114 @@ async def test_a_stall_keeps_no_more_than_may_wait(tier: RedisTier, valkey: Embe
     tier.put(key(98), entry(98))
     await tier.settle()
     assert (tier.counts["writes"], tier.counts["dropped_writes"]) == (1, 21)
+
+
+# Fill locks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def neighbour(valkey: EmbeddedValkey) -> AsyncIterator[RedisTier]:
+    async with tier_on(valkey.url) as built:
+        yield built
+
+
+def lock_of(server: redis.Redis, number: int) -> bytes | None:
+    return server.get(NAMES.lock(key(number).name))  # type: ignore[return-value]
+
+
+async def until_lock(server: redis.Redis, number: int, value: bytes | None) -> None:
+    await eventually(lambda: lock_of(server, number) == value, lambda: f"the lock is {lock_of(server, number)!r}", 5.0)
+
+
+async def test_one_of_two_nodes_has_the_lock(tier: RedisTier, neighbour: RedisTier, server: redis.Redis) -> None:
+    """Until it gives it back: then the other one finds what it has put, and takes no lock along for good."""
+    assert await tier.get_or_lock([key(1)], 0) == (None, False)
+    assert await neighbour.get_or_lock([key(1), key(0)], 0) == (None, True)
+    assert await neighbour.get_or_lock([key(2)], 0) == (None, False)
+    neighbour.release(key(1), is_kept=False)  # it is not its own
+    tier.put(key(1), entry(1))
+    tier.release(key(1), is_kept=True)
+    await until_lock(server, 1, None)
+
+    assert await neighbour.get_or_lock([key(1)], 1) == (entry(1), False)
+    neighbour.release(key(1), is_kept=True)
+    await until_lock(server, 1, None)
+    assert neighbour.counts["lock_waits"] == 1
+
+
+async def test_a_lock_and_its_entry_are_one_round_trip(tier: RedisTier, server: redis.Redis) -> None:
+    """Of all that are asked for in one turn."""
+    await asyncio.gather(*(tier.get_or_lock([key(number)], 0) for number in range(50)), read(tier, [key(99)]))
+
+    assert (tier.counts["round_trips"], calls(server, "mget"), calls(server, "set")) == (1, 1, 50)
+
+
+async def test_after_an_answer_that_nobody_may_keep_nobody_waits(
+    tier: RedisTier, neighbour: RedisTier, server: redis.Redis
+) -> None:
+    """For a while all ask the origin, without a lock; then it is as before."""
+    await tier.get_or_lock([key(1)], 0)
+    tier.release(key(1), is_kept=False)
+    await until_lock(server, 1, b"0")
+
+    assert await neighbour.get_or_lock([key(1)], 0) == (None, False)
+    assert await tier.get_or_lock([key(1)], 0) == (None, False)
+    neighbour.release(key(1), is_kept=True)
+    assert lock_of(server, 1) == b"0"
+    await until_lock(server, 1, None)
+
+
+async def test_the_lock_of_a_dead_node_ends(valkey: EmbeddedValkey, tier: RedisTier) -> None:
+    """By itself: who died gives nothing back."""
+    async with tier_on(valkey.url) as dying:
+        await dying.get_or_lock([key(1)], 0)
+    begun = time.monotonic()
+    attempt = 0
+    while (await tier.get_or_lock([key(1)], attempt))[1]:
+        attempt += 1
+
+    assert attempt >= 1
+    assert time.monotonic() - begun < LOCK_SECONDS + 2.0
+
+
+async def test_a_lock_lasts_as_long_as_the_read(tier: RedisTier, server: redis.Redis) -> None:
+    """It is renewed while it is held: an origin may be slower than a lock lives."""
+    await tier.get_or_lock([key(1)], 0)
+    server.pexpire(NAMES.lock(key(1).name), 250)
+    left = 250
+
+    def is_renewed() -> bool:
+        nonlocal left
+        before, left = left, int(str(server.pttl(NAMES.lock(key(1).name))))
+        return left > before
+
+    await eventually(is_renewed, lambda: f"{left} ms are left", 5.0)
+    tier.release(key(1), is_kept=True)
+    await until_lock(server, 1, None)
+
+
+async def test_who_goes_away_takes_no_lock_along(tier: RedisTier, neighbour: RedisTier, server: redis.Redis) -> None:
+    """A lock that nobody will give back is not renewed."""
+    reading = asyncio.create_task(tier.get_or_lock([key(1)], 0))
+    await asyncio.sleep(0)
+    reading.cancel()
+    await tier.settle()
+
+    attempt = 0
+    while (await neighbour.get_or_lock([key(1)], attempt))[1]:
+        attempt += 1
+        assert attempt < 200, "it is held for good"
+
+
+async def test_without_redis_nobody_waits() -> None:
+    """There is no lock to be had, so everybody asks the origin."""
+    async with tier_on("redis://127.0.0.1:1") as tier:
+        assert await tier.get_or_lock([key(1)], 0) == (None, False)
+
+
+async def test_a_server_without_memory_gives_entries_and_no_locks(tier: RedisTier, server: redis.Redis) -> None:
+    """What it still does is enough to find what is there."""
+    tier.put(key(1), entry(1))
+    await tier.settle()
+    with without_memory(server):
+        assert await tier.get_or_lock([key(1)], 0) == (entry(1), False)
