@@ -2,8 +2,8 @@
 
 Two nodes over one Valkey.  In each round node b gives memory hits, node a reads sessions cold, and node b finds those
 in Redis, each for 32 readers; then one reader reads cold through a node and past it, whose difference is what the node
-adds.  At last 1,000 readers ask four nodes at once for a session that
-nobody knows: the origin should be asked once, for one node has the fill lock.
+adds.  At last 1,000 readers ask four nodes at once for a session that nobody knows: the origin should be asked once,
+for one node has the fill lock.
 """
 
 from __future__ import annotations

@@ -217,8 +217,9 @@ class SharedMemory:
 
     def release(self, key: Key, *, is_kept: bool) -> None:
         if self.locks is not None and self.locks.get(key.name) is self:
-            del self.locks[key.name]
-            if not is_kept:
+            if is_kept:
+                del self.locks[key.name]
+            else:
                 self.locks[key.name] = None
 
     def put(self, key: Key, entry: Entry) -> None:

@@ -125,8 +125,8 @@ class FastLane:
     def _tell(
         self, name: bytes, begun: float, hear: Callable[[bytes | None], None], looking: asyncio.Future[Entry | None]
     ) -> None:
-        entry = None if looking.cancelled() or looking.exception() is not None else looking.result()
-        if entry is None or self._reader.find_hit(name) is not entry:
+        entry = self._reader.found(name, looking)
+        if entry is None:
             hear(None)
             return
         if self._steady() >= self._rendered_until:

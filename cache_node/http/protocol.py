@@ -87,14 +87,13 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         self._template: Template | None = None  # only while the connection rests between two requests
         self._candidate: Template | None = None  # of the request that is being answered
         self._asked: Template | None = None  # of the request whose answer the lane looks for
-        self._late = b""  # what arrived meanwhile
         self._is_ending = False
         self._answered_at = float("-inf")
         self._messages = 0
         self._phase = _BETWEEN
         self._running: RequestResponseCycle | None = None  # whose answer is next, or was last, on the wire
         self._deaf = False  # whatever arrives now is of no interest
-        self._unread = b""  # waits until the pipelined requests before it have been answered
+        self._unread = b""  # waits until the requests before it have been answered
         self._timer: asyncio.TimerHandle | None = None  # of a head under way, or of the end after a refusal
         # Bytes since the head under way began, or since the last byte of a body.  A head owns all of the piece that it
         # begins; of a piece in which it comes behind another request its share is unknown, and counts as none.
@@ -119,10 +118,6 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._asked is not None:
-            self._late += data
-            self.flow.pause_reading()
-            return
         template = self._template
         if template is not None:
             name = template.name
@@ -139,6 +134,10 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
                     self._asked, self._template = template, None
                     return
             self._template = None
+        elif self._asked is not None:
+            self._unread += data
+            self.flow.pause_reading()
+            return
         self._parse_alone(data, template)
 
     def _hear(self, answer: bytes | None) -> None:
@@ -146,6 +145,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         template, self._asked = self._asked, None
         if template is None:  # the connection was lost
             return
+        late, self._unread = self._unread, b""
         if answer is None or self._is_ending:
             self._parse_alone(template.request, template)
             if self._is_ending:
@@ -153,10 +153,9 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         else:
             self._template = template
             self.transport.write(answer)
-        if self._late:
-            data, self._late = self._late, b""
+        if late:
             self.flow.resume_reading()
-            self.data_received(data)
+            self.data_received(late)
 
     def _parse_alone(self, data: bytes, template: Template | None) -> None:
         """A read for the parser, and what it leaves behind for the next one; `template` did not fit it."""

@@ -153,7 +153,7 @@ class Reader:
         return entry if entry is not None and self._why_not(entry, _PLAIN) is None else None
 
     def look_up(self, keys: tuple[Key, ...]) -> asyncio.Future[Entry | None] | None:
-        """Step 6 for a plain request: an entry of the redis tier, which `find_hit` finds then, or None.
+        """Step 6 for a plain request: a look in the redis tier, which `found` judges when it is done.
 
         None in place of the future where memory knows something of the key, or a flight is under way: the newest word
         of the origin may be on its way, and must not be followed by an older one.
@@ -177,9 +177,14 @@ class Reader:
         if self._lookups.get(name) is not looking:
             return  # a flight has begun
         del self._lookups[name]
-        entry = None if looking.cancelled() or looking.exception() is not None else looking.result()
+        entry = _result_of(looking)
         if entry is not None:
             self._take(name, entry)
+
+    def found(self, name: bytes, looking: asyncio.Future[Entry | None]) -> Entry | None:
+        """The entry that a look has brought, if it is the one in memory and may be given now."""
+        entry = _result_of(looking)
+        return entry if entry is not None and self.find_hit(name) is entry else None
 
     def may_be_given(self, entry: Entry) -> tuple[float, float]:
         """From when until when (Unix seconds) its age and its end allow an entry to be given to plain requests."""
@@ -485,6 +490,10 @@ class Reader:
     def _from_origin(self, answer: OriginAnswer, detail: str) -> Answer:
         age = max(0.0, self._clock.wall() - answer.fetched_at)
         return Answer(answer.status, answer.headers, answer.body, "origin", detail, age)
+
+
+def _result_of(looking: asyncio.Future[Entry | None]) -> Entry | None:
+    return None if looking.cancelled() or looking.exception() is not None else looking.result()
 
 
 def _replayed(headers: Headers) -> Headers:

@@ -13,6 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -68,7 +69,8 @@ class RedisTier:
         self._lifetime_ms = max(1, round(lifetime_seconds * 1000))
         self._lock_seconds = lock_seconds
         self._lock_ms = max(1, round(lock_seconds * 1000))
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = asyncio.get_running_loop()
+        """Asked for once: Python 3.11 asks the kernel each time [one read in eight was spent in getpid]."""
         self._held: set[bytes] = set()
         self._renewal: asyncio.TimerHandle | None = None
         self._reads: dict[tuple[bytes, bool], _Read] = {}
@@ -82,9 +84,9 @@ class RedisTier:
 
     async def aclose(self) -> None:
         """Finish the writes under way, then close the connections."""
-        if self._renewal is not None:
-            self._renewal.cancel()
         await self.settle()
+        if self._renewal is not None:  # a read that ended meanwhile may have begun it
+            self._renewal.cancel()
         await self._round_trips.aclose()
 
     async def settle(self) -> None:
@@ -133,14 +135,11 @@ class RedisTier:
     def _ask(self, keys: Sequence[Key], *, is_fill: bool) -> asyncio.Future[Any]:
         read = self._reads.get((keys[0].name, is_fill))
         if read is None:
-            loop = self._loop
-            if loop is None:  # Python 3.11 asks the kernel at each question [one read in eight was spent in getpid]
-                loop = self._loop = asyncio.get_running_loop()
             if not self._reads:
-                loop.call_soon(self._send_reads)
+                self._loop.call_soon(self._send_reads)
             names = [self._names.entry(key.name) for key in keys]
             lock = self._names.lock(keys[0].name) if is_fill else None
-            read = self._reads[keys[0].name, is_fill] = _Read(keys, names, lock, loop.create_future())
+            read = self._reads[keys[0].name, is_fill] = _Read(keys, names, lock, self._loop.create_future())
         return read.future
 
     def _send_reads(self) -> None:
@@ -198,18 +197,20 @@ class RedisTier:
     def _is_elsewhere(self, name: bytes, reply: Any, value: bytes | None) -> bool:
         if reply == b"OK":
             self._held.add(name)
-            if self._renewal is None:
-                self._renewal = asyncio.get_running_loop().call_later(self._lock_seconds / 3, self._renew)
+            self._renew_later()
             return False
         return reply is None and value == _HELD and name not in self._held
 
-    def _renew(self) -> None:
+    def _renew_later(self) -> None:
         """An origin may be slower than a lock lives; a node that has died renews nothing."""
+        if self._held and self._renewal is None:
+            self._renewal = self._loop.call_later(self._lock_seconds / 3, self._renew)
+
+    def _renew(self) -> None:
         self._renewal = None
         for name in self._held:
-            self._write(name, lambda name=name: self._lock_command(name, _HELD, b"XX"))  # type: ignore[misc]
-        if self._held:
-            self._renewal = asyncio.get_running_loop().call_later(self._lock_seconds / 3, self._renew)
+            self._write(name, partial(self._lock_command, name, _HELD, b"XX"))
+        self._renew_later()
 
     # Writes ---------------------------------------------------------------------------------------------------------
 
@@ -263,8 +264,7 @@ class RedisTier:
     async def _send(self, commands: Sequence[Command]) -> list[Any] | None:
         self.counts["round_trips"] += 1
         replies = await self._round_trips.send(commands)
-        if replies is None or any(isinstance(reply, ResponseError) for reply in replies):
-            self.counts["failures"] += 1
+        self.counts["failures"] += not _are_good(replies)
         return replies
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -478,18 +478,18 @@ class Redis:
     """The redis tier of a side: what its node has in memory it forgets, and a read may be held up."""
 
     def __init__(self, side: Side) -> None:
-        self.side = side
         self.tier = side.node.redis
         self.names = list(self.tier.stored)
-        self.forget()
-
-    def forget(self) -> None:
         for name in self.names:
-            self.side.node.memory.discard(name)
+            side.node.memory.discard(name)
 
     def hold(self) -> Gate:
-        gate = self.tier.gate = Gate()
-        return gate
+        self.gate = self.tier.gate = Gate()
+        return self.gate
+
+    def let_go(self) -> None:
+        self.tier.gate = None
+        self.gate.open()
 
 
 @pytest.fixture
@@ -530,7 +530,8 @@ def test_what_redis_does_not_know_is_read_from_the_origin(both: Both, shared: li
 @pytest.mark.parametrize("lost", ["lease", "event", "expiry"])
 def test_what_is_found_is_judged_when_it_is_found(both: Both, shared: list[Redis], lost: str) -> None:
     """An event that was applied, or a lease that ended, while Redis was asked."""
-    gates = [redis.hold() for redis in shared]
+    for redis in shared:
+        redis.hold()
     assert both.ask(TOKEN) == b""
     for side in both.sides:
         if lost == "lease":
@@ -541,9 +542,8 @@ def test_what_is_found_is_judged_when_it_is_found(both: Both, shared: list[Redis
             side.follow()
         else:
             side.node.clock.advance(10**9)
-    for gate, redis in zip(gates, shared, strict=True):
-        redis.tier.gate = None
-        gate.open()
+    for redis in shared:
+        redis.let_go()
 
     assert b"detail=redis" not in (answer := both.ask())
     assert answer
@@ -554,7 +554,7 @@ def test_what_is_found_late_does_not_cover_the_origins_newest_word(both: Both, s
     side = both.fast
     gate = shared[0].hold()
     assert side.ask(TOKEN) == b""
-    shared[0].tier.gate = None
+    shared[0].tier.gate = None  # the next read passes
     side.node.origin.sessions.pop(b"token")
     side.loop.run_until_complete(side.node.read("token", Wants(no_cache=True)))
     gate.open()
@@ -565,13 +565,13 @@ def test_what_is_found_late_does_not_cover_the_origins_newest_word(both: Both, s
 
 def test_what_arrives_meanwhile_waits_for_its_turn(both: Both, shared: list[Redis]) -> None:
     """Pipelined, in one read or many, whatever it is."""
-    gates = [redis.hold() for redis in shared]
+    for redis in shared:
+        redis.hold()
     assert both.ask(TOKEN) == b""
     for side in both.sides:
         assert side.connection.send(FOREIGN_PATH + OTHER, TOKEN) == b""
-    for gate, redis in zip(gates, shared, strict=True):
-        redis.tier.gate = None
-        gate.open()
+    for redis in shared:
+        redis.let_go()
     answers = both.ask()
 
     assert answers.count(b"HTTP/1.1 200 OK") == 3
@@ -581,13 +581,13 @@ def test_what_arrives_meanwhile_waits_for_its_turn(both: Both, shared: list[Redi
 
 def test_a_shutdown_waits_for_what_redis_says(both: Both, shared: list[Redis]) -> None:
     """The request is answered, and its connection ends behind that, as that of any request under way."""
-    gates = [redis.hold() for redis in shared]
+    for redis in shared:
+        redis.hold()
     assert both.ask(TOKEN) == b""
     for side in both.sides:
         side.connection.protocol.shutdown()
-    for gate, redis in zip(gates, shared, strict=True):
-        redis.tier.gate = None
-        gate.open()
+    for redis in shared:
+        redis.let_go()
     answers = [side.ask() for side in both.sides]
 
     assert [b"connection: close" in answer for answer in answers] == [True, True]
@@ -596,12 +596,11 @@ def test_a_shutdown_waits_for_what_redis_says(both: Both, shared: list[Redis]) -
 
 def test_a_client_that_is_gone_gets_nothing(both: Both, shared: list[Redis]) -> None:
     """And what was found is kept for others."""
-    gate = shared[0].hold()
+    shared[0].hold()
     both.fast.ask(TOKEN)
     both.fast.connection.transport.close()
     both.loop.settle()
-    shared[0].tier.gate = None
-    gate.open()
+    shared[0].let_go()
 
     assert both.fast.ask() == b""
     both.fast.connect()

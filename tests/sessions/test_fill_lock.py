@@ -13,16 +13,21 @@ from tests.fakes import Gate, ScriptedNode, changed, following_node, turns_until
 
 async def two_nodes() -> tuple[ScriptedNode, ScriptedNode]:
     first = await following_node()
-    second = first.neighbour()
-    await second.follow()
-    first.redis.locks = second.redis.locks = {}
-    return first, second
+    first.redis.locks = {}
+    return first, await neighbour_of(first)
 
 
-async def waiting(node: ScriptedNode, wants: Wants | None = None) -> asyncio.Task[Answer]:
+async def neighbour_of(node: ScriptedNode, node_id: str = "node-2") -> ScriptedNode:
+    neighbour = node.neighbour(node_id=node_id)
+    neighbour.redis.locks = node.redis.locks
+    await neighbour.follow()
+    return neighbour
+
+
+async def waiting(node: ScriptedNode) -> asyncio.Task[Answer]:
     """A reader whose node has been told that another one is at it, more than once."""
     gets = node.redis.gets
-    reading = asyncio.create_task(node.read("token", wants))
+    reading = asyncio.create_task(node.read("token"))
     await turns_until(lambda: node.redis.gets > gets + 2)
     return reading
 
@@ -87,9 +92,7 @@ async def test_nobody_waits_for_an_answer_that_may_not_be_kept(how: str) -> None
     other = await waiting(second)
     both_at_once = first.origin.gate = Gate()
     gate.open()
-    third = first.neighbour(node_id="node-3")
-    third.redis.locks = first.redis.locks
-    await third.follow()
+    third = await neighbour_of(first, "node-3")
     await asyncio.wait([reading])
     late = asyncio.create_task(third.read("token"))
     await turns_until(lambda: first.origin.reads == 3)
