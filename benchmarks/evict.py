@@ -1,23 +1,36 @@
 """`python -m benchmarks.evict`: how many reads the memory tier answers, beside LRU and the best that is possible.
 
-Traces of session reads by a seeded generator: `zipf`, few sessions asked for often; `scan`, the same with a walk over
-sessions that are asked for once each (a crawler, a job over all tokens); `drift`, favourites that change, as people
-come and go.  Belady's rule evicts what is asked for latest again, which takes knowing the future.  All entries have one
-size, so that capacities are counts.  Exact and repeatable: no clock, no server.
+Traces of session reads by a seeded generator:
+
+- `zipf`: few sessions are asked for often.
+- `scan`: the same with a walk over sessions that are asked for once each (a crawler, made-up tokens).
+- `sweep`: the same, and now and then a job that asks for the same sessions one after the other.
+- `drift`: favourites that change, as people come and go.
+- `scan in drift`: both.
+- `login`: sessions begin, are asked for often at first and less and less until they end.
+- `visits`: a few requests in a short time, then long nothing; many visits at once.
+
+Belady's rule evicts what is asked for latest again, which takes knowing the future.  All entries have one size, so that
+capacities are counts.  Exact and repeatable: no clock, no server.  Exit status 1: LRU is better somewhere, by more than
+what is observed before it is followed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import heapq
 import itertools
 import random
+import statistics
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import report
-from cache_node.sessions.memory_tier import REFUSAL_SHARE, SUBJECT_SHARE, MemoryTier
+from cache_node.sessions.hedged_lru import GHOST_BYTES
+from cache_node.sessions.memory_tier import GHOSTS_SHARE, REFUSAL_SHARE, SUBJECT_SHARE, MemoryTier
 from tests.contract.test_tiers import entry
 
 SESSIONS = 20_000
@@ -27,8 +40,17 @@ SCAN_SHARE = 0.2
 """Of the reads of `scan` that belong to the walk."""
 DRIFTS = 20
 """So many times `drift` has other favourites."""
+SWEEP_EVERY, SWEEP_READS = 20_000, 5_000
+"""Reads from one sweep to the next, and how many of them are its own."""
+VISITS_AT_ONCE = 1_000
+BEGINNING_SHARE = 0.1
+"""Of the reads of `login` that are a session's first."""
+TOLERANCE = 0.05
+"""Points that LRU may be better: it has to be seen to be better before it is followed."""
 CAPACITY_SHARES = (0.02, 0.1, 0.3)
 """Entries that fit, by sessions that there are."""
+
+BODY = bytes(1500)
 
 Trace = Sequence[int]
 
@@ -45,13 +67,62 @@ def scan(dice: random.Random, reads: int) -> list[int]:
     return [next(walk) if dice.random() < SCAN_SHARE else number for number in zipf(dice, reads)]
 
 
+def sweep(dice: random.Random, reads: int) -> list[int]:
+    """`zipf`, and from time to time the same sessions in the same order."""
+    return [
+        SESSIONS + at % SWEEP_READS if at % SWEEP_EVERY >= SWEEP_EVERY - SWEEP_READS else number
+        for at, number in enumerate(zipf(dice, reads))
+    ]
+
+
 def drift(dice: random.Random, reads: int) -> list[int]:
     """`zipf`, whose numbers belong to other sessions as time goes on."""
     shift = SESSIONS // DRIFTS
     return [(number + at * DRIFTS // reads * shift) % SESSIONS for at, number in enumerate(zipf(dice, reads))]
 
 
-TRACES: dict[str, Callable[[random.Random, int], list[int]]] = {"zipf": zipf, "scan": scan, "drift": drift}
+def scan_in_drift(dice: random.Random, reads: int) -> list[int]:
+    """`drift`, and among it a walk over sessions of its own."""
+    walk = itertools.count(SESSIONS)
+    return [next(walk) if dice.random() < SCAN_SHARE else number for number in drift(dice, reads)]
+
+
+def login(dice: random.Random, reads: int) -> list[int]:
+    """The youngest sessions are asked for most; as many are alive as there are sessions elsewhere."""
+    begun = SESSIONS
+    trace: list[int] = []
+    for _ in range(reads):
+        if dice.random() < BEGINNING_SHARE:
+            trace.append(begun)
+            begun += 1
+        else:
+            trace.append(begun - 1 - int(SESSIONS ** dice.random()) % SESSIONS)
+    return trace
+
+
+def visits(dice: random.Random, reads: int) -> list[int]:
+    """Which sessions come is by `zipf`; each visit is two to eight reads, among those of all the others."""
+    comers = iter(zipf(dice, reads + VISITS_AT_ONCE))
+    there = [(next(comers), dice.randint(2, 8)) for _ in range(VISITS_AT_ONCE)]
+    trace: list[int] = []
+    while len(trace) < reads:
+        at = dice.randrange(VISITS_AT_ONCE)
+        number, left = there[at]
+        trace.append(number)
+        there[at] = (number, left - 1) if left > 1 else (next(comers), dice.randint(2, 8))
+    return trace
+
+
+TRACES: dict[str, Callable[[random.Random, int], list[int]]] = {
+    "zipf": zipf,
+    "scan": scan,
+    "sweep": sweep,
+    "drift": drift,
+    "scan in drift": scan_in_drift,
+    "login": login,
+    "visits": visits,
+}
+WITH_SCANS = frozenset(("scan", "sweep", "scan in drift"))
 
 
 def hits_of_memory_tier(trace: Trace, capacity: int) -> int:
@@ -59,13 +130,18 @@ def hits_of_memory_tier(trace: Trace, capacity: int) -> int:
     tier = MemoryTier(_bytes_for(capacity))
     hits = 0
     for number in trace:
-        name = number.to_bytes(32, "little")
+        name = _name(number)
         if tier.get(name) is None:
-            tier.put(name, entry())
+            tier.put(name, entry(BODY))
         else:
             hits += 1
     tier.clear()
     return hits
+
+
+@functools.cache
+def _name(number: int) -> bytes:
+    return hashlib.sha256(number.to_bytes(8)).digest()
 
 
 def _bytes_for(entries: int) -> int:
@@ -73,15 +149,15 @@ def _bytes_for(entries: int) -> int:
 
     An entry's size may depend on what else is kept, so it is taken between the hundredth and the thousandth.
     """
-    tier = MemoryTier(1 << 40)
+    tier = MemoryTier(1 << 30)
     sizes = []
     for number in range(1000):
-        tier.put(number.to_bytes(32, "little"), entry())
+        tier.put(_name(number), entry(BODY))
         sizes.append(tier.size_bytes)
     tier.clear()
     each = (sizes[999] - sizes[99]) / 900
     once = sizes[0] - each
-    return int((once + (entries + 0.5) * each) / (1 - REFUSAL_SHARE - SUBJECT_SHARE))
+    return int((once + (entries + 0.5) * each) / (1 - REFUSAL_SHARE - SUBJECT_SHARE - GHOSTS_SHARE)) + GHOST_BYTES
 
 
 def hits_of_lru(trace: Trace, capacity: int) -> int:
@@ -138,8 +214,16 @@ def measure(seed: int, rounds: int, reads: int) -> Iterator[tuple[str, float, di
             report.progress(f"{name}, room for {share:.0%} of the sessions")
 
 
+def judge(trace: str, room: float, ratios: dict[str, list[float]]) -> tuple[str, bool]:
+    """What is promised of the trace with that room, and whether it holds."""
+    ahead = 100 * statistics.median(tier - lru for tier, lru in zip(ratios["memory tier"], ratios["LRU"], strict=True))
+    promise = "above LRU" if trace in WITH_SCANS else "at or above LRU"
+    holds = ahead > 0 if trace in WITH_SCANS else ahead >= -TOLERANCE
+    return f"{trace}, room for {room:.0%}: {promise}, {ahead:+.2f} points", holds
+
+
 def bench(options: argparse.Namespace) -> int:
-    """Measure, print, write."""
+    """Measure, print, write, and judge; returns the exit status."""
     found = list(measure(options.seed, options.rounds, options.reads))
     made = [["trace", "room for", *RULES]]
     for name, share, ratios in found:
@@ -147,9 +231,16 @@ def bench(options: argparse.Namespace) -> int:
             [name, f"{share:.0%}", *(report.spread([100 * ratio for ratio in each]) for each in ratios.values())]
         )
     print(report.table(f"reads that are hits, in %, of {options.reads} on {SESSIONS} sessions", made))
-    shown = [{"trace": name, "room": share, "hit_ratios": ratios} for name, share, ratios in found]
+    verdicts = [judge(*each) for each in found]
+    shown = [
+        {"trace": name, "room": share, "hit_ratios": ratios, "promise": text, "holds": holds}
+        for (name, share, ratios), (text, holds) in zip(found, verdicts, strict=True)
+    ]
     report.write(options.results, "evict", shown)
-    return 0
+    print()
+    for text, holds in verdicts:
+        print("PASS" if holds else "FAIL", text)
+    return 0 if all(holds for _, holds in verdicts) else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

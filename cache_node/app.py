@@ -216,6 +216,7 @@ class Node:
             fence=parts.fence,
             lease=parts.lease,
             clock=parts.clock,
+            turn=parts.memory.turn,
             observe=parts.stats.hit.observe,
             observer=parts.stats,
             session_cookie=settings.session_cookie,

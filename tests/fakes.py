@@ -400,6 +400,7 @@ class ScriptedNode:
             fence=self.fence,
             lease=self.lease,
             clock=self.clock,
+            turn=self.memory.turn,
             observe=observe,
             observer=observer,
             session_cookie=session_cookie,

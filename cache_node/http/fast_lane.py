@@ -21,6 +21,7 @@ from cache_node.http.template import Headers, Template
 from cache_node.http.whoami import Observer, headers_of
 from cache_node.sessions.answer import Answer, Tier
 from cache_node.sessions.entry import Entry
+from cache_node.sessions.hedged_lru import Turn
 from cache_node.sessions.keys import KeyRing
 from cache_node.sessions.reader import Reader
 
@@ -41,7 +42,8 @@ class _Rendered(msgspec.Struct, frozen=True, gc=False):
 class FastLane:
     """One node's, asked by all its connections.
 
-    `observe` is told how long a hit in memory took (seconds), of some of them; `observer`, of each in Redis.
+    `turn` is the memory tier's.  `observe` is told how long a hit in memory took (seconds), of some of them;
+    `observer`, of each in Redis.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FastLane:
         fence: Fence,
         lease: Lease,
         clock: Clock,
+        turn: Turn,
         observe: Callable[[float], None],
         observer: Observer,
         session_cookie: str,
@@ -61,6 +64,7 @@ class FastLane:
         self._name = keys.name
         self._fence = fence
         self._lease = lease
+        self._turn = turn
         self._steady = clock.steady
         self._wall = clock.wall
         self._observe = observe
@@ -101,7 +105,7 @@ class FastLane:
             found = self._judge(name, found)
             if found is None:
                 return None
-        found.entry.visited = True
+        found.entry.used_in = self._turn.now
         self.now = now
         self.hits = hits = self.hits + 1
         if hits == self._next_sample:

@@ -11,7 +11,7 @@ import orjson
 from cache_node.feed.events import MAX_ID_BYTES, normalise_id
 from cache_node.feed.ids import pack_ids, split_ids, unpack_id
 from cache_node.sessions.credential import Credential, cookie_minted_at
-from cache_node.sessions.sieve import Node
+from cache_node.sessions.hedged_lru import Node
 
 EXPIRY_MARGIN_SECONDS = 1.0
 """An entry ends this much before its session, for clocks that differ: then it is a miss, and the origin decides."""

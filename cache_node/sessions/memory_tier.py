@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cache_node.feed.position import Position
 from cache_node.sessions.entry import Entry, Headers
-from cache_node.sessions.sieve import Node, Sieve
+from cache_node.sessions.hedged_lru import GHOST_BYTES, HedgedLru, Node
 
 ENTRY_OVERHEAD_BYTES = 330
 """What an entry costs beyond what it holds: node, key, a place in the index, heads of objects (tests measure it)."""
@@ -22,6 +22,8 @@ SHARED_LINE_BYTES = 8
 MOST_SHARED_LINES = 1024
 REFUSAL_SHARE = 1 / 32
 SUBJECT_SHARE = 1 / 64
+GHOSTS_SHARE = 1 / 128
+"""For sessions that were let go, which are remembered for a while."""
 BODY_SHARE = 1 / 16
 """A body above this part of the bound is kept in neither tier."""
 
@@ -79,9 +81,13 @@ class MemoryTier:
         refusal_bytes = int(max_bytes * REFUSAL_SHARE)
         subject_bytes = int(max_bytes * SUBJECT_SHARE)
         self._lines = _Lines()
-        self._entries: Sieve[Entry] = Sieve(max_bytes - refusal_bytes - subject_bytes, self._size_of_entry)
-        self._refusals: Sieve[Refusal] = Sieve(refusal_bytes, self._size_of_refusal)
-        self._subjects: Sieve[Subject] = Sieve(subject_bytes, _size_of_subject)
+        ghosts = int(max_bytes * GHOSTS_SHARE) // GHOST_BYTES
+        entry_bytes = max_bytes - refusal_bytes - subject_bytes - GHOST_BYTES * ghosts
+        self._entries: HedgedLru[Entry] = HedgedLru(entry_bytes, self._size_of_entry, ghosts)
+        self._refusals: HedgedLru[Refusal] = HedgedLru(refusal_bytes, self._size_of_refusal, 0)
+        self._subjects: HedgedLru[Subject] = HedgedLru(subject_bytes, _size_of_subject, 0)
+        self.turn = self._entries.turn
+        """Whoever gives an entry without `get` puts this one's `now` into its `used_in`."""
         self.max_bytes = max_bytes
 
     def __len__(self) -> int:

@@ -383,9 +383,9 @@ def test_hits_count_as_used(both: Both) -> None:
     entry = both.fast.node.memory.get(name)
     assert entry is not None
     both.ask(TOKEN)
-    entry.visited = False
+    entry.used_in = 0
     assert both.hits(TOKEN) == 1
-    assert entry.visited
+    assert entry.used_in == both.fast.node.memory.turn.now
 
 
 def test_age_and_date_are_of_the_second(both: Both) -> None:
