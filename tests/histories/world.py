@@ -58,6 +58,7 @@ from tests.histories.truth import (
     Truth,
     has_a_run,
 )
+from tests.http import wire
 
 PAGE_ENTRIES = 2
 """Of a confirm: pages that do not reach the end are where a lease could be granted too early."""
@@ -328,17 +329,16 @@ class World(Truth):
             case Demand.MIN_POSITION if published:
                 demanded = in_outage = max(receipted, published[-1].version)
                 wants = Wants(min_position=published[-1].position)
-        task = asyncio.create_task(asked.reader.read(CREDENTIAL, wants))
+        task = asyncio.create_task(asked.read(CREDENTIAL.value.decode(), wants))
         may_fail = self.mood not in _KINDLY or (_origin_of(asked).failed and has_a_run(asked))
         self.requests.append(Request(asked, task, demand, self.session.version, demanded, in_outage, may_fail))
 
     async def requests_of_others(self, node: int) -> None:
         """One that presents nothing, and one that goes to the origin for itself; nothing of them stops."""
-        reader = self.nodes[node].reader
-        passed_on = reader.pass_on("GET", "/sessions/whoami", (), b"", "mixed", credential=None, anonymous=False)
-        for asked in (reader.read_anonymous(), passed_on):
+        token = f"X-Session-Token: {CREDENTIAL.value.decode()}"
+        for asked in (wire.request(), wire.request(token, "X-Session-Token: another")):
             try:
-                answer = await asked
+                answer = await self.nodes[node].client.ask(asked)
             except OriginUnavailableError as error:
                 may_fail, words = self.mood not in _KINDLY, str(error)
             else:
@@ -582,6 +582,9 @@ class World(Truth):
         self._collect()
         for node in self.nodes:
             self.counts.update({name: n for name, n in node.follower.counts.items() if name.startswith("resets")})
+        for node in self.everybody:
+            self.counts["memory, by the fast lane"] += node.fast_lane.hits
+            self.counts["redis, by the fast lane"] += node.by_lane["redis"]
 
 
 _APPEND_OF_ANOTHER_VERSION = scripts.Script(scripts.APPEND.text.replace("cmsgpack.pack(1)", "cmsgpack.pack(2)"))
