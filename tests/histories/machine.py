@@ -189,6 +189,10 @@ class Steps(RuleBasedStateMachine):
     def replace(self, node: int, in_order: bool, is_small: bool) -> None:
         self._do(lambda: self.world.replace(node, in_order=in_order, is_small=is_small))
 
+    @rule(node=nodes)
+    def evict(self, node: int) -> None:
+        self._do(lambda: self.world.evict(node))
+
     @precondition(lambda self: self.faults)
     @rule(node=nodes, region=st.sampled_from(["0", "default"]))
     def update(self, node: int, region: str) -> None:

@@ -22,7 +22,7 @@ def test_no_history_breaks_a_promise(first_seed: int, steps: int) -> None:
     assert TOTALS["steps"] >= steps
     for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
         assert TOTALS[what] > 10, dict(TOTALS)
-    assert TOTALS["memory, by the fast lane"] > 0.8 * TOTALS["memory"], dict(TOTALS)
+    assert TOTALS["memory, by the fast lane"] > 0.6 * TOTALS["memory"], dict(TOTALS)
 
 
 @pytest.mark.timeout(300)

@@ -391,6 +391,11 @@ class World(Truth):
                 self.client_goes_away(self.requests.index(request))  # what is killed answers nothing
         self.nodes[node] = self.new_node(node, is_small=is_small)
 
+    def evict(self, node: int) -> None:
+        """The node has no room for the session's entry."""
+        evicting = self.nodes[node]
+        evicting.memory._entries.discard(evicting.keys.derive(CREDENTIAL)[0].name)
+
     def update(self, node: int, region: str) -> None:
         """The node is of another version from now on, as its records show."""
         membership = OfAnotherVersion("node", region, MAX_STALENESS_SECONDS)
