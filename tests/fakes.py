@@ -216,7 +216,11 @@ class SharedMemory:
     async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
         await asyncio.sleep(0)
         entry = await self.get(keys)
-        return entry, self.locks is not None and self.locks.setdefault(keys[0].name, self) not in (self, None)
+        return entry, self.is_locked(keys[0])
+
+    def is_locked(self, key: Key) -> bool:
+        """Whether another node asks the origin; else this one does from now on, unless nobody need wait for it."""
+        return self.locks is not None and self.locks.setdefault(key.name, self) not in (self, None)
 
     def release(self, key: Key, *, is_kept: bool) -> None:
         if self.locks is not None and self.locks.get(key.name) is self:

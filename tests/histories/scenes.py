@@ -393,6 +393,45 @@ class Histories(Steps):
 
         self._do(change)
 
+    @rule(
+        node=nodes,
+        kind=kinds,
+        hearing=st.sampled_from([[], [0], [1], [0, 1]]),
+        other=st.sampled_from(["answers", "answers", "dies", "stands still"]),
+        pauses=few,
+    )
+    def change_while_another_node_asks(
+        self, node: int, kind: Kind, hearing: list[int], other: str, pauses: int
+    ) -> None:
+        """And this one waits for what that brings, if there are fill locks."""
+
+        async def change() -> None:
+            world = self.world
+            await self._change(Kind.SESSION, world.primary)
+            for one in (1 - node, node):
+                await world.follow(one, world.primary)
+                world.request(one)
+                await world.settle()
+                await world.let_go_on("redis")
+                await world.let_go_on("origin")
+            await self._change(kind, world.primary)
+            for one in hearing:
+                await world.follow(one, world.primary)
+            if other == "answers":
+                await world.let_go_on("origin")
+            elif other == "dies":
+                await world.replace(1 - node, in_order=False, is_small=False)
+            for _ in range(pauses):
+                world.time_passes(1.3)
+                await world.follow(node, world.primary)
+            await world.let_go_on("lock")
+            await world.let_go_on("redis")
+            world.request(node)
+            await world.settle()
+            await world.let_all_go_on()
+
+        self._do(change)
+
     @rule(node=nodes, kind=kinds, demand=st.sampled_from(Demand), seconds=st.sampled_from([0.0, 0.3, 1.2]))
     def change_between_two_like_demands(self, node: int, kind: Kind, demand: Demand, seconds: float) -> None:
         """Of one client: the bytes of the second are those of the first."""

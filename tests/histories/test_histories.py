@@ -20,7 +20,7 @@ def test_no_history_breaks_a_promise(first_seed: int, steps: int) -> None:
     run(first_seed, steps=steps)
 
     assert TOTALS["steps"] >= steps
-    for what in ("memory", "redis", "published", "quick receipts", "resets_generation"):
+    for what in ("memory", "redis", "published", "quick receipts", "resets_generation", "waits for a lock"):
         assert TOTALS[what] > 10, dict(TOTALS)
     assert TOTALS["memory, by the fast lane"] > 0.6 * TOTALS["memory"], dict(TOTALS)
 

@@ -38,6 +38,7 @@ from tests.fakes import (
     ScriptedNode,
     ScriptedOrigin,
     ScriptedSession,
+    SharedMemory,
     changed,
     flush,
     identity_changed,
@@ -164,6 +165,7 @@ class World(Truth):
         self.sessions: dict[bytes, ScriptedSession] = {}
         self.session = self.sessions[CREDENTIAL.value] = ScriptedSession(SESSION_ID, IDENTITY_ID)
         self.stored: dict[bytes, bytes] = {}
+        self.locks: dict[bytes, SharedMemory | None] | None = None
         self.servers = [LogServer()]
         self.publisher_staleness = MAX_STALENESS_SECONDS
         self.reading: asyncio.Task[None] | None = None
@@ -182,6 +184,17 @@ class World(Truth):
         if not {Fault.CLOCK_BACK, Fault.PROMOTE} & set(faults):
             self._settings.setattr("cache_node.feed.log._SALT_BITS", 0)
 
+    def begin_locks(self) -> None:
+        """One node asks the origin, and the other waits for what it brings."""
+        self.locks = {}
+        for node in self.nodes:
+            node.redis.locks = self.locks
+
+    def end_locks(self) -> None:
+        """By their age: whoever held one has died, stands still, or could not give it back."""
+        if self.locks is not None:
+            self.locks.clear()
+
     def new_node(self, place: int, *, is_small: bool = False) -> ScriptedNode:
         """All have one id, as if somebody had made a mistake."""
         node = ScriptedNode(
@@ -195,6 +208,7 @@ class World(Truth):
         )
         node.follower._log = StoppingLog(self.log_of(node), self.stops)
         node.redis = StoppingMemory(self.stored, self.stops, lambda: self.is_redis_away)
+        node.redis.locks = self.locks
         node.reader._redis = node.redis
         self.everybody.append(node)
         return node
@@ -389,6 +403,7 @@ class World(Truth):
         else:
             for request in [request for request in self.requests if request.node is leaving]:
                 self.client_goes_away(self.requests.index(request))  # what is killed answers nothing
+            leaving.redis.locks = None  # nor gives any back
         self.nodes[node] = self.new_node(node, is_small=is_small)
 
     def evict(self, node: int) -> None:
@@ -431,6 +446,8 @@ class World(Truth):
         for _ in range(100):
             if not self.stops.waiting:
                 return
+            if all(place == "lock" for place, _ in self.stops.waiting):
+                self.end_locks()
             self.stops.release(0, is_lost=False)
             await self.settle()
 
@@ -590,6 +607,7 @@ class World(Truth):
         for node in self.everybody:
             self.counts["memory, by the fast lane"] += node.fast_lane.hits
             self.counts["redis, by the fast lane"] += node.by_lane["redis"]
+        self.counts["waits for a lock"] += self.stops.counts["lock"]
 
 
 _APPEND_OF_ANOTHER_VERSION = scripts.Script(scripts.APPEND.text.replace("cmsgpack.pack(1)", "cmsgpack.pack(2)"))
