@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,7 +25,7 @@ from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import Membership
 from cache_node.http.fast_lane import FastLane
-from cache_node.http.whoami import Observer
+from cache_node.http.whoami import Observer, Whoami
 from cache_node.sessions.answer import Answer, Wants
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Entry
@@ -33,11 +34,13 @@ from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.reader import Reader
 from cache_node.sessions.sealing import seal, unseal
+from tests.http.asking import Client, whoami_request
 from tests.keyspace import InProcessRedis, Keyspace, Row, Stream
 from tests.waiting import NotInTimeError
 
 MAX_STALENESS_SECONDS = 2.0
 NAMES = RedisNames()
+SESSION_COOKIE = "ory_kratos_session"
 SECRET = "a secret of at least thirty-two characters"
 
 
@@ -213,7 +216,11 @@ class SharedMemory:
     async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
         await asyncio.sleep(0)
         entry = await self.get(keys)
-        return entry, self.locks is not None and self.locks.setdefault(keys[0].name, self) not in (self, None)
+        return entry, self.is_locked(keys[0])
+
+    def is_locked(self, key: Key) -> bool:
+        """Whether another node asks the origin; else this one does from now on, unless nobody need wait for it."""
+        return self.locks is not None and self.locks.setdefault(key.name, self) not in (self, None)
 
     def release(self, key: Key, *, is_kept: bool) -> None:
         if self.locks is not None and self.locks.get(key.name) is self:
@@ -348,10 +355,18 @@ class ScriptedOrigin:
         return OriginAnswer(401, headers, self.refusal_body, self._clock.wall(), believed=self.believes_401)
 
 
+class Tally(Counter[str]):
+    """An observer that counts answers, by their tier."""
+
+    def observe_request(self, tier: str, status: int, detail: str, seconds: float) -> None:
+        self[tier] += 1
+
+
 class ScriptedNode:
     """A node without ports: real fence, lease, follower, memory tier and reader over scripted surroundings.
 
-    Nothing runs by itself: `await follow()` confirms until the feed has nothing more to say.
+    It is asked as by a client, through protocol, fast lane and application.  Nothing runs by itself: `await follow()`
+    confirms until the feed has nothing more to say.
     """
 
     def __init__(
@@ -391,6 +406,10 @@ class ScriptedNode:
             cookie_max_age_seconds=86400.0,
             neighbour_seconds=2.5,
         )
+        self.by_lane = Tally()
+        """Of the hits in Redis, those that the fast lane gave."""
+        self.fast_lane = self.lane(SESSION_COOKIE, lambda seconds: None, self.by_lane)
+        self.client = Client(Whoami(self.reader, Tally(), SESSION_COOKIE, _otherwise), self.fast_lane)
 
     def lane(self, session_cookie: str, observe: Callable[[float], None], observer: Observer) -> FastLane:
         """The fast lane of its public port."""
@@ -411,13 +430,18 @@ class ScriptedNode:
         while await self.follower.confirm():
             pass
 
-    async def read(self, token: str, wants: Wants | None = None) -> Answer:
-        return await self.reader.read(Credential("token", token.encode()), wants or Wants())
+    async def read(self, token: str | None, wants: Wants | None = None) -> Answer:
+        """What a client gets who presents this token, or nothing; raises what `client` does."""
+        return await self.client.ask(whoami_request(token, wants or Wants()))
 
     def neighbour(self, **options: Any) -> ScriptedNode:
         """Another node of the region: same feed, origin, redis tier and time."""
         options = {"node_id": "node-2", "shared": self.redis.stored} | options
         return ScriptedNode(self.log.server, self.origin, self.clock, **options)
+
+
+async def _otherwise(scope: object, receive: object, send: object) -> None:
+    raise AssertionError("asked for another path")
 
 
 async def following_node(**options: Any) -> ScriptedNode:
@@ -428,6 +452,12 @@ async def following_node(**options: Any) -> ScriptedNode:
     node = ScriptedNode(LogServer(), origin, clock, **options)
     await node.follow()
     return node
+
+
+async def get_as_far_as_they_can() -> None:
+    """Give whoever was started the turns that it takes, through all tasks of a request, to where something stops it."""
+    for _ in range(8):
+        await asyncio.sleep(0)
 
 
 async def turns_until(predicate: Callable[[], bool]) -> None:

@@ -14,6 +14,9 @@ from tests.guards.run import Outcome, run_without
 
 WORLD = (
     "cache_node/feed/",
+    "cache_node/http/fast_lane.py",
+    "cache_node/http/protocol.py",
+    "cache_node/http/template.py",
     "cache_node/sessions/entry.py",
     "cache_node/sessions/flight.py",
     "cache_node/sessions/memory_tier.py",
@@ -39,6 +42,7 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "reader-latecomers-starve",
     ),
     "costs memory below the cap, or is measured elsewhere: bodies here are small": (
+        "fast-visited",
         "feed-window",
         "reader-body-size",
         "reader-memory-overhead",
@@ -51,7 +55,8 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "feed-lease-with-generation",  # the fence is void; what is read from then on is proven
         "feed-replay-flush",  # the flush raises the floor, below which no replay goes
         "feed-replay-unreadable",  # it has no count that leads to the entry before
-        "reader-redis-kept-without-lease",  # these three are asked about again when they are given
+        "fast-lookup-fence",  # these four are asked about again when they are given
+        "reader-redis-kept-without-lease",
         "reader-store-unasked",
         "reader-store-without-lease",
     ),
@@ -68,6 +73,13 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
     ),
     "says how a receipt is worded, not whether there is one": ("feed-receipt-pending-over",),
     "who spoils the feed here takes nothing back, so that its end can be seen": ("feed-publish-after-a-foreign-id",),
+    "the clients here wait for their answers, read them, and send nothing that is odd; no server ends": (
+        "fast-fixed",
+        "fast-harmless",
+        "fast-lookup-shutdown",
+        "fast-lookup-turn",
+        "fast-paused",
+    ),
     "a settle time asks for more than a floor can give, too": ("feed-event-settle",),
     "a server in process keeps nobody waiting": ("feed-no-retries", "feed-publish-deadline", "feed-publish-in-turn"),
     "the nodes here have one secret, and tokens: no cookie has an age, no 401 of the origin is false": (

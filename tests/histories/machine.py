@@ -60,11 +60,18 @@ class Steps(RuleBasedStateMachine):
         self.world = World()
         self.faults: tuple[Fault, ...] = ()
 
-    @initialize(faults=st.sampled_from(CLIMATES), is_small=st.sampled_from([True, True, False]))
-    def begin(self, faults: tuple[Fault, ...], is_small: bool) -> None:
-        """Two nodes that follow; a climate keeps histories from being nothing but ruins."""
+    @initialize(
+        faults=st.sampled_from(CLIMATES), is_small=st.sampled_from([True, True, False]), has_locks=st.booleans()
+    )
+    def begin(self, faults: tuple[Fault, ...], is_small: bool, has_locks: bool) -> None:
+        """Two nodes that follow; a climate keeps histories from being nothing but ruins.
+
+        Without fill locks each asks the origin for itself, as it does where locks are lost: there is more to go wrong.
+        """
         self.faults = faults
         self.world.agree(faults)
+        if has_locks:
+            self.world.begin_locks()
 
         async def start() -> None:
             await self.world.replace(1, in_order=True, is_small=is_small)
@@ -188,6 +195,15 @@ class Steps(RuleBasedStateMachine):
     @rule(node=nodes, in_order=st.booleans(), is_small=st.booleans())
     def replace(self, node: int, in_order: bool, is_small: bool) -> None:
         self._do(lambda: self.world.replace(node, in_order=in_order, is_small=is_small))
+
+    @rule(node=nodes)
+    def evict(self, node: int) -> None:
+        self._do(lambda: self.world.evict(node))
+
+    @precondition(lambda self: self.world.locks)
+    @rule()
+    def end_locks(self) -> None:
+        self._do(self.world.end_locks)
 
     @precondition(lambda self: self.faults)
     @rule(node=nodes, region=st.sampled_from(["0", "default"]))

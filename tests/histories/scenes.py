@@ -359,6 +359,98 @@ class Histories(Steps):
     @rule(
         node=nodes,
         kind=kinds,
+        is_published=st.booleans(),
+        hears=st.booleans(),
+        asks=st.sampled_from([None, Demand.NO_CACHE]),
+        seconds=st.sampled_from([0.0, 0.0, 2.005]),
+    )
+    def change_during_a_look(
+        self, node: int, kind: Kind, is_published: bool, hears: bool, asks: Demand | None, seconds: float
+    ) -> None:
+        """In Redis, for what was evicted; somebody else may have the newest word of the origin before it is there."""
+
+        async def change() -> None:
+            world = self.world
+            await self._warm(node)
+            world.evict(node)
+            world.request(node)
+            await world.settle()
+            world.commit(kind)
+            if is_published:
+                await world.publish(-1, 0, world.primary)
+            if hears:
+                await world.follow(node, world.primary)
+            if asks is not None:
+                world.request(node, asks)
+                await world.settle()
+                await world.let_go_on("origin")
+                await world.let_go_on("origin")
+            world.time_passes(seconds)
+            await world.let_go_on("redis")
+            world.request(node)
+            await world.settle()
+            await world.let_all_go_on()
+
+        self._do(change)
+
+    @rule(
+        node=nodes,
+        kind=kinds,
+        hearing=st.sampled_from([[], [0], [1], [0, 1]]),
+        other=st.sampled_from(["answers", "answers", "dies", "stands still"]),
+        pauses=few,
+    )
+    def change_while_another_node_asks(
+        self, node: int, kind: Kind, hearing: list[int], other: str, pauses: int
+    ) -> None:
+        """And this one waits for what that brings, if there are fill locks."""
+
+        async def change() -> None:
+            world = self.world
+            await self._change(Kind.SESSION, world.primary)
+            for one in (1 - node, node):
+                await world.follow(one, world.primary)
+                world.request(one)
+                await world.settle()
+                await world.let_go_on("redis")
+                await world.let_go_on("origin")
+            await self._change(kind, world.primary)
+            for one in hearing:
+                await world.follow(one, world.primary)
+            if other == "answers":
+                await world.let_go_on("origin")
+            elif other == "dies":
+                await world.replace(1 - node, in_order=False, is_small=False)
+            for _ in range(pauses):
+                world.time_passes(1.3)
+                await world.follow(node, world.primary)
+            await world.let_go_on("lock")
+            await world.let_go_on("redis")
+            world.request(node)
+            await world.settle()
+            await world.let_all_go_on()
+
+        self._do(change)
+
+    @rule(node=nodes, kind=kinds, demand=st.sampled_from(Demand), seconds=st.sampled_from([0.0, 0.3, 1.2]))
+    def change_between_two_like_demands(self, node: int, kind: Kind, demand: Demand, seconds: float) -> None:
+        """Of one client: the bytes of the second are those of the first."""
+
+        async def ask_twice() -> None:
+            world = self.world
+            await self._warm(node)
+            world.request(node, demand)
+            await world.settle()
+            await world.let_all_go_on()
+            world.commit(kind)
+            world.time_passes(seconds)
+            world.request(node, demand)
+
+        self._do(ask_twice)
+
+    @rule(
+        node=nodes,
+        kind=kinds,
         demand=st.sampled_from(Demand),
         mood=st.sampled_from(Mood),
         ends_soon=st.booleans(),
@@ -397,18 +489,20 @@ class Histories(Steps):
 
         self._do(change)
 
-    @rule(node=nodes, seconds=st.sampled_from([5.5, 14.0]), ends_soon=st.booleans())
+    @rule(node=nodes, seconds=st.sampled_from([5.3, 12.3]), ends_soon=st.booleans())
     def nothing_changes(self, node: int, seconds: float, ends_soon: bool) -> None:
-        """But what is cached grows old."""
+        """But what is cached grows old, and did not look so a moment ago."""
 
         async def wait() -> None:
             world = self.world
             world.commit(Kind.SESSION, ends_soon=ends_soon)
             await world.publish(-1, 0, world.primary)
             await self._warm(node)
-            world.time_passes(seconds)
-            await world.follow(node, world.primary)
-            world.request(node)
+            for passing in (seconds - 0.6, 0.6):
+                world.time_passes(passing)
+                await world.follow(node, world.primary)
+                world.request(node)
+                await world.settle()
 
         self._do(wait)
 

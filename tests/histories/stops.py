@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ class Stops:
     are_away: int = 0
     """How many wait for a server's answer, and stand nowhere yet."""
     nobody_away: asyncio.Event = field(default_factory=asyncio.Event)
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many have stopped, by place."""
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -40,6 +43,7 @@ class Stops:
     async def stop(self, place: str) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((place, future))
+        self.counts[place] += 1
         await future
 
     def release(self, index: int, *, is_lost: bool) -> None:
@@ -90,7 +94,10 @@ class StoppingLog:
 
 
 class StoppingMemory(SharedMemory):
-    """A redis tier whose reads stop behind the server, and which may be away."""
+    """A redis tier whose reads stop behind the server, and which may be away.
+
+    Who waits for another node stops before it looks again, too.
+    """
 
     def __init__(self, stored: dict[bytes, bytes], stops: Stops, is_away: Callable[[], bool]) -> None:
         super().__init__(stored)
@@ -102,9 +109,19 @@ class StoppingMemory(SharedMemory):
         await self._stops.stop("redis")
         return found
 
+    async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
+        if attempt:
+            await self._stops.stop("lock")
+        is_elsewhere = not self._is_away() and self.is_locked(keys[0])
+        return await self.get(keys), is_elsewhere
+
     def put(self, key: Key, entry: Entry) -> None:
         if not self._is_away():
             super().put(key, entry)
+
+    def release(self, key: Key, *, is_kept: bool) -> None:
+        if not self._is_away():
+            super().release(key, is_kept=is_kept)
 
     def discard(self, key: Key) -> None:
         if not self._is_away():

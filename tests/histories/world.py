@@ -38,6 +38,7 @@ from tests.fakes import (
     ScriptedNode,
     ScriptedOrigin,
     ScriptedSession,
+    SharedMemory,
     changed,
     flush,
     identity_changed,
@@ -58,6 +59,7 @@ from tests.histories.truth import (
     Truth,
     has_a_run,
 )
+from tests.http import wire
 
 PAGE_ENTRIES = 2
 """Of a confirm: pages that do not reach the end are where a lease could be granted too early."""
@@ -163,6 +165,7 @@ class World(Truth):
         self.sessions: dict[bytes, ScriptedSession] = {}
         self.session = self.sessions[CREDENTIAL.value] = ScriptedSession(SESSION_ID, IDENTITY_ID)
         self.stored: dict[bytes, bytes] = {}
+        self.locks: dict[bytes, SharedMemory | None] | None = None
         self.servers = [LogServer()]
         self.publisher_staleness = MAX_STALENESS_SECONDS
         self.reading: asyncio.Task[None] | None = None
@@ -181,6 +184,17 @@ class World(Truth):
         if not {Fault.CLOCK_BACK, Fault.PROMOTE} & set(faults):
             self._settings.setattr("cache_node.feed.log._SALT_BITS", 0)
 
+    def begin_locks(self) -> None:
+        """One node asks the origin, and the other waits for what it brings."""
+        self.locks = {}
+        for node in self.nodes:
+            node.redis.locks = self.locks
+
+    def end_locks(self) -> None:
+        """By their age: whoever held one has died, stands still, or could not give it back."""
+        if self.locks is not None:
+            self.locks.clear()
+
     def new_node(self, place: int, *, is_small: bool = False) -> ScriptedNode:
         """All have one id, as if somebody had made a mistake."""
         node = ScriptedNode(
@@ -194,6 +208,7 @@ class World(Truth):
         )
         node.follower._log = StoppingLog(self.log_of(node), self.stops)
         node.redis = StoppingMemory(self.stored, self.stops, lambda: self.is_redis_away)
+        node.redis.locks = self.locks
         node.reader._redis = node.redis
         self.everybody.append(node)
         return node
@@ -328,17 +343,16 @@ class World(Truth):
             case Demand.MIN_POSITION if published:
                 demanded = in_outage = max(receipted, published[-1].version)
                 wants = Wants(min_position=published[-1].position)
-        task = asyncio.create_task(asked.reader.read(CREDENTIAL, wants))
+        task = asyncio.create_task(asked.read(CREDENTIAL.value.decode(), wants))
         may_fail = self.mood not in _KINDLY or (_origin_of(asked).failed and has_a_run(asked))
         self.requests.append(Request(asked, task, demand, self.session.version, demanded, in_outage, may_fail))
 
     async def requests_of_others(self, node: int) -> None:
         """One that presents nothing, and one that goes to the origin for itself; nothing of them stops."""
-        reader = self.nodes[node].reader
-        passed_on = reader.pass_on("GET", "/sessions/whoami", (), b"", "mixed", credential=None, anonymous=False)
-        for asked in (reader.read_anonymous(), passed_on):
+        token = f"X-Session-Token: {CREDENTIAL.value.decode()}"
+        for asked in (wire.request(), wire.request(token, "X-Session-Token: another")):
             try:
-                answer = await asked
+                answer = await self.nodes[node].client.ask(asked)
             except OriginUnavailableError as error:
                 may_fail, words = self.mood not in _KINDLY, str(error)
             else:
@@ -389,7 +403,13 @@ class World(Truth):
         else:
             for request in [request for request in self.requests if request.node is leaving]:
                 self.client_goes_away(self.requests.index(request))  # what is killed answers nothing
+            leaving.redis.locks = None  # nor gives any back
         self.nodes[node] = self.new_node(node, is_small=is_small)
+
+    def evict(self, node: int) -> None:
+        """The node has no room for the session's entry."""
+        evicting = self.nodes[node]
+        evicting.memory._entries.discard(evicting.keys.derive(CREDENTIAL)[0].name)
 
     def update(self, node: int, region: str) -> None:
         """The node is of another version from now on, as its records show."""
@@ -426,6 +446,8 @@ class World(Truth):
         for _ in range(100):
             if not self.stops.waiting:
                 return
+            if all(place == "lock" for place, _ in self.stops.waiting):
+                self.end_locks()
             self.stops.release(0, is_lost=False)
             await self.settle()
 
@@ -582,6 +604,10 @@ class World(Truth):
         self._collect()
         for node in self.nodes:
             self.counts.update({name: n for name, n in node.follower.counts.items() if name.startswith("resets")})
+        for node in self.everybody:
+            self.counts["memory, by the fast lane"] += node.fast_lane.hits
+            self.counts["redis, by the fast lane"] += node.by_lane["redis"]
+        self.counts["waits for a lock"] += self.stops.counts["lock"]
 
 
 _APPEND_OF_ANOTHER_VERSION = scripts.Script(scripts.APPEND.text.replace("cmsgpack.pack(1)", "cmsgpack.pack(2)"))

@@ -18,17 +18,13 @@ from cache_node.http.whoami import Whoami
 from cache_node.sessions.answer import Wants
 from cache_node.sessions.keys import KeyRing
 from tests.fakes import MAX_STALENESS_SECONDS, SECRET, Gate, ScriptedNode, changed, following_node, revoked
-from tests.http.wire import Connection, ManualLoop
+from tests.http.wire import Connection, ManualLoop, request
 
 COOKIE = "ory_kratos_session"
 # As Kratos mints them: a date that can be read, and what only Kratos can read.
 COOKIES = [base64.urlsafe_b64encode(b"1799999000|%d|mac" % number).decode() for number in range(2)]
 DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 _CHANGING = re.compile(rb"\r\n(date|age): [^\r]*")
-
-
-def request(*lines: str, line: str = "GET /sessions/whoami HTTP/1.1", body: bytes = b"") -> bytes:
-    return "\r\n".join([line, "Host: node", *lines, "", ""]).encode("latin-1") + body
 
 
 TOKEN = request("X-Session-Token: token")

@@ -46,6 +46,11 @@ class ManualLoop(asyncio.SelectorEventLoop):
         self.settle()
 
 
+def request(*lines: str, line: str = "GET /sessions/whoami HTTP/1.1", body: bytes = b"") -> bytes:
+    """A request with these headers, and a Host."""
+    return "\r\n".join([line, "Host: node", *lines, "", ""]).encode("latin-1") + body
+
+
 class ScriptedTransport(asyncio.Transport):
     """Records what is written; like a socket's, it tells the protocol later that it is closed."""
 
@@ -87,19 +92,39 @@ class ScriptedTransport(asyncio.Transport):
         self.reading = True
 
 
+def config_of(app: App) -> Config:
+    """A server's, of this application."""
+    config = Config(
+        app,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+    config.load()
+    return config
+
+
+def connect(
+    transport: ScriptedTransport, config: Config, state: ServerState, lane: FastLane | None
+) -> LimitedHttpToolsProtocol:
+    """The protocol at the other end, as a server has it for each connection."""
+    protocol = LimitedHttpToolsProtocol(config, state, {}, transport.loop, lane)
+    transport.protocol = protocol
+    protocol.connection_made(transport)
+    return protocol
+
+
 class Connection:
     """One protocol instance and what its client sees."""
 
     def __init__(self, loop: ManualLoop, app: App, lane: FastLane | None = None) -> None:
         self.loop = loop
-        config = Config(app, ws="none", log_config=None, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS)
-        config.load()
         self.state = ServerState()
         self.kernel: deque[bytes] = deque()  # sent, and not read yet
         self.transport = ScriptedTransport(loop)
-        self.protocol = LimitedHttpToolsProtocol(config, self.state, {}, loop, lane)
-        self.transport.protocol = self.protocol
-        self.protocol.connection_made(self.transport)
+        self.protocol = connect(self.transport, config_of(app), self.state, lane)
 
     def send(self, *reads: bytes) -> bytes:
         """Delivers `reads` one by one while the protocol reads; returns all it has written since the last call."""

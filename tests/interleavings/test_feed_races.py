@@ -255,9 +255,9 @@ async def test_stamp_goes_to_the_applied_position_never_to_a_heard_one() -> None
 async def test_entry_in_use_survives_a_raised_floor_and_an_idle_one_does_not() -> None:
     """Stamping forward is what lets the fence forget: the entry proven at 4 stays above floor 4, the other does not."""
     s = await scene()
-    s.origin.add("idle token", "session-2", "identity-2")
+    s.origin.add("idle-token", "session-2", "identity-2")
     await s.cache()
-    await s.node.read("idle token")
+    await s.node.read("idle-token")
     for _ in range(2):
         s.server.append(changed("somebody-else"))
     await s.node.follow()
@@ -266,7 +266,7 @@ async def test_entry_in_use_survives_a_raised_floor_and_an_idle_one_does_not() -
     await s.node.follow()
     assert (len(s.node.fence), s.node.fence.floor) == (0, 4)
     assert await s.give() == ("memory", 0)
-    assert (await s.node.read("idle token")).tier == "origin", "its as_of is 2"
+    assert (await s.node.read("idle-token")).tier == "origin", "its as_of is 2"
 
 
 # A bucket dropped while its ids are cached ---------------------------------------------------------------------------

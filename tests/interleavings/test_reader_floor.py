@@ -15,6 +15,7 @@ from tests.fakes import (
     changed,
     flush,
     following_node,
+    get_as_far_as_they_can,
     identity_changed,
     revoked,
     version_of,
@@ -118,7 +119,7 @@ async def test_a_new_generation_during_a_fill(vanish: Callable[[LogServer], None
     vanish(node.log.server)  # and the event with it
     await node.follow()
     reader_b = asyncio.create_task(node.read("token"))
-    await asyncio.sleep(0)
+    await get_as_far_as_they_can()
     node.origin.gate = None
     gate.open()
 

@@ -17,6 +17,7 @@ from tests.fakes import (
     ScriptedOrigin,
     changed,
     following_node,
+    get_as_far_as_they_can,
     identity_changed,
     turns_until,
     version_of,
@@ -28,8 +29,7 @@ NO_CACHE = Wants(no_cache=True)
 async def start(node: ScriptedNode, count: int = 1, wants: Wants | None = None) -> list[asyncio.Task[Answer]]:
     """So many readers of `token`, each as far as it gets without waiting for anything outside."""
     readers = [asyncio.create_task(node.read("token", wants)) for _ in range(count)]
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await get_as_far_as_they_can()
     return readers
 
 

@@ -14,6 +14,7 @@ from tests.fakes import (
     ScriptedOrigin,
     changed,
     following_node,
+    get_as_far_as_they_can,
     version_of,
 )
 
@@ -124,7 +125,7 @@ async def test_before_the_first_confirm_everything_is_the_origins() -> None:
     first = asyncio.create_task(node.read("token"))
     await gate.arrived()
     late = asyncio.create_task(node.read("token"))
-    await asyncio.sleep(0)
+    await get_as_far_as_they_can()
     node.origin.sessions[b"token"].version = 1
     node.origin.gate = None
     gate.open()

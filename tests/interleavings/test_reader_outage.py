@@ -16,6 +16,7 @@ from tests.fakes import (
     changed,
     flush,
     following_node,
+    get_as_far_as_they_can,
     revoked,
     version_of,
 )
@@ -222,7 +223,7 @@ async def test_a_failure_is_shared_by_all_who_wait_for_it() -> None:
     early = asyncio.create_task(unavailable(node))
     await gate.arrived()
     late = [asyncio.create_task(unavailable(node)) for _ in range(100)]
-    await asyncio.sleep(0)
+    await get_as_far_as_they_can()
     gate.open()
 
     assert {await early, *await asyncio.gather(*late)} == {"unreachable"}

@@ -23,6 +23,7 @@ from tests.fakes import (
     changed,
     flush,
     following_node,
+    get_as_far_as_they_can,
     identity_changed,
     revoked,
     version_of,
@@ -100,7 +101,7 @@ async def test_an_event_during_a_fill_that_is_refused() -> None:
     node.log.server.append(identity_changed())
     await node.follow()
     reader_b = asyncio.create_task(node.read("token"))
-    await asyncio.sleep(0)
+    await get_as_far_as_they_can()
     node.origin.gate = None
     gate.open()
 
@@ -119,7 +120,7 @@ async def test_a_revocation_during_a_fill_that_is_refused() -> None:
     node.log.server.append(revoked())
     await node.follow()
     reader_b = asyncio.create_task(node.read("token"))
-    await asyncio.sleep(0)
+    await get_as_far_as_they_can()
     gate.open()
 
     assert [(await reader).status for reader in (reader_a, reader_b)] == [401, 401]
@@ -189,7 +190,7 @@ async def test_a_refusal_that_sets_a_cookie_is_its_callers_alone() -> None:
     reader_a = asyncio.create_task(node.read("made-up"))
     await gate.arrived()
     reader_b = asyncio.create_task(node.read("made-up"))
-    await asyncio.sleep(0)
+    await get_as_far_as_they_can()
     node.origin.gate = None
     gate.open()
 
@@ -254,25 +255,25 @@ async def test_a_401_that_nobody_vouches_for_is_passed_on_and_nothing_else() -> 
 async def test_the_anonymous_answer_is_the_origins_and_asked_for_once() -> None:
     """It is true without the origin, without a lease, and after any event."""
     node = await following_node()
-    first = await node.reader.read_anonymous()
+    first = await node.read(None)
     assert (first.status, first.tier, first.detail) == (401, "origin", "anonymous")
     node.origin.down = True
     node.log.server.append(flush())
     await node.follow()
     node.clock.advance(59.0)
 
-    again = await node.reader.read_anonymous()
+    again = await node.read(None)
     assert (again.status, again.tier, again.body, again.age_seconds) == (401, "negative", first.body, 59.0)
     node.clock.advance(3600.0)
-    assert (await node.reader.read_anonymous()).body == first.body, "asked again, and the origin is down"
+    assert (await node.read(None)).body == first.body, "asked again, and the origin is down"
 
 
 async def test_strangers_share_no_cookie() -> None:
     """The answer to no credential goes to all who have none, so it sets nobody's cookie."""
     node = await following_node()
     node.origin.extra_headers = ((b"vary", b"Cookie"), (b"set-cookie", b"csrf=1"))
-    answers = await asyncio.gather(*(node.reader.read_anonymous() for _ in range(3)))
-    answers.append(await node.reader.read_anonymous())
+    answers = await asyncio.gather(*(node.read(None) for _ in range(3)))
+    answers.append(await node.read(None))
 
     headers = ((b"content-type", b"application/json"), (b"vary", b"Cookie"))
     assert [answer.headers for answer in answers] == [headers] * 4

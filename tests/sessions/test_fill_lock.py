@@ -8,7 +8,7 @@ import pytest
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.sessions.answer import Answer, Wants
-from tests.fakes import Gate, ScriptedNode, changed, following_node, turns_until, version_of
+from tests.fakes import Gate, ScriptedNode, changed, following_node, get_as_far_as_they_can, turns_until, version_of
 
 
 async def two_nodes() -> tuple[ScriptedNode, ScriptedNode]:
@@ -45,6 +45,7 @@ async def test_others_get_what_one_has_read() -> None:
     first, second = await two_nodes()
     gate, reading = await at_the_origin(first)
     others = [await waiting(second), asyncio.create_task(second.read("token"))]
+    await get_as_far_as_they_can()
     gate.open()
 
     assert [(await task).tier for task in (reading, *others)] == ["origin", "redis", "redis"]
