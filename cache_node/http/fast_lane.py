@@ -6,7 +6,7 @@ once a second for each entry that is asked for.  All that is asked there before 
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import random
 from collections.abc import Callable
 from email.utils import formatdate
@@ -61,7 +61,7 @@ class FastLane:
     ) -> None:
         self._reader = reader
         self._keys = keys
-        self._name = keys.name
+        self._digest = keys.digest
         self._fence = fence
         self._lease = lease
         self._turn = turn
@@ -83,7 +83,7 @@ class FastLane:
 
     def template(self, request: bytes, headers: Headers, before: Template | None) -> Template:
         """Of a request that the parser has consumed exactly."""
-        return Template(request, headers, self._session_cookie, self._name, before)
+        return Template(request, headers, self._session_cookie, self._digest, before)
 
     def seconds_since(self, then: float) -> float:
         """By the steady clock."""
@@ -118,18 +118,11 @@ class FastLane:
 
         Tells the whole answer, or None where the slow path must say what it is.
         """
-        keys = self._keys.derive_for(*template.credential)
-        looking = self._reader.look_up(keys)
-        if looking is None:
-            return False
         self.now = self._steady()
-        looking.add_done_callback(partial(self._tell, keys[0].name, self.now, hear))
-        return True
+        keys = self._keys.derive_from(template.digest, *template.credential)
+        return self._reader.look_up(keys, partial(self._tell, self.now, hear))
 
-    def _tell(
-        self, name: bytes, begun: float, hear: Callable[[bytes | None], None], looking: asyncio.Future[Entry | None]
-    ) -> None:
-        entry = self._reader.found(name, looking)
+    def _tell(self, begun: float, hear: Callable[[bytes | None], None], entry: Entry | None) -> None:
         if entry is None:
             hear(None)
             return
@@ -159,6 +152,7 @@ class FastLane:
 
     def _render(self, entry: Entry, tier: Tier) -> bytes:
         age = entry.age_seconds(self._wall()) or 0.0
-        headers = headers_of(Answer(200, entry.headers, entry.body, tier, tier, age))
-        lines = b"".join(b"%b: %b\r\n" % line for line in [(b"date", self._date), *headers])
-        return b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + entry.body
+        lines = [(b"date", self._date), *headers_of(Answer(200, entry.headers, entry.body, tier, tier, age))]
+        # At once, and not line by line: 1 µs instead of 2.5 of a redis hit's.
+        head = b"HTTP/1.1 200 OK\r\n" + b"%b: %b\r\n" * len(lines) % tuple(itertools.chain.from_iterable(lines))
+        return b"%b\r\n%b" % (head, entry.body)

@@ -27,8 +27,8 @@ _CREDENTIAL = re.compile(rb"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]{1,4096}")
 _IGNORED = re.compile(rb"[\x21-\x7e]{1,1024}")
 
 Headers = list[tuple[bytes, bytes]]
-Name = Callable[[str, bytes], bytes]
-"""From kind and value of a credential to the name of its entry."""
+Digest = Callable[[str, bytes], bytes]
+"""From kind and value of a credential to what `KeyRing.digest` makes of them."""
 
 
 class Template:
@@ -37,22 +37,35 @@ class Template:
     Nothing is learned from a request until the next one comes: most connections of some clients carry one only.
     """
 
-    __slots__ = ("_headers", "_holes", "_kind", "_name", "_session_cookie", "_value", "_varying", "name", "request")
+    __slots__ = (
+        "_digest",
+        "_headers",
+        "_holes",
+        "_kind",
+        "_session_cookie",
+        "_value",
+        "_varying",
+        "digest",
+        "name",
+        "request",
+    )
 
     def __init__(
         self,
         request: bytes,
         headers: Headers,
         session_cookie: bytes,
-        name: Name,
+        digest: Digest,
         before: Template | None,
     ) -> None:
         self.request = request
+        self.digest = b""
+        """Of the credential that was found last."""
         self.name: bytes | None = None
         """Of the entry that the request asks for; None as long as nothing was learned."""
         self._headers = headers
         self._session_cookie = session_cookie
-        self._name = name
+        self._digest = digest
         self._holes: _Holes | None = None
         self._kind = ""
         self._value = b""
@@ -75,7 +88,8 @@ class Template:
             return None
         if value != self._value or self.name is None:
             self._value = value
-            self.name = self._name(self._kind, value)
+            self.digest = self._digest(self._kind, value)
+            self.name = self.digest[:32]
         self.request = data
         return self.name
 

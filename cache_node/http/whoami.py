@@ -6,6 +6,7 @@ Everything that is not plain (plain.py) goes to the origin for itself; this modu
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 import time
@@ -191,17 +192,18 @@ _FORWARD_REASONS = {
 }
 
 
-def _cache_status(answer: Answer) -> bytes:
+@functools.lru_cache(64)
+def _cache_status(tier: Tier, detail: str) -> bytes:
     """RFC 9211: which tier answered or why none did."""
-    how = _HITS.get(answer.tier) or "fwd=" + _FORWARD_REASONS.get(answer.detail, "miss")
-    return f"cache-node; {how}; detail={answer.detail}".encode()
+    how = _HITS.get(tier) or "fwd=" + _FORWARD_REASONS.get(detail, "miss")
+    return f"cache-node; {how}; detail={detail}".encode()
 
 
 def headers_of(answer: Answer, *, is_head: bool = False) -> list[tuple[bytes, bytes]]:
     """The answer's headers as they go to the client, in order."""
     headers = [
         *answer.headers,
-        (b"cache-status", _cache_status(answer)),
+        (b"cache-status", _cache_status(answer.tier, answer.detail)),
         (b"age", str(int(answer.age_seconds)).encode()),
     ]
     # A HEAD that went to the origin for itself has the length that the origin told, if any; these have none.

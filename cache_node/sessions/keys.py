@@ -31,17 +31,20 @@ class KeyRing:
 
     def derive(self, credential: Credential) -> tuple[Key, ...]:
         """Keys of the credential under each secret, the writing one first."""
-        return self.derive_for(credential.kind, credential.value)
+        return self.derive_from(self.digest(credential.kind, credential.value), credential.kind, credential.value)
 
-    def derive_for(self, kind: str, value: bytes) -> tuple[Key, ...]:
-        """The same, of a credential's kind and value."""
+    def digest(self, kind: str, value: bytes) -> bytes:
+        """Under the writing secret, whose names are those of the memory tier: name and sealing key."""
+        return blake2b(_message(kind, value), key=self._hashing_keys[0]).digest()
+
+    def derive_from(self, digest: bytes, kind: str, value: bytes) -> tuple[Key, ...]:
+        """All keys of a credential whose digest is known."""
+        others = self._hashing_keys[1:]
+        if not others:
+            return (Key(digest[:32], digest[32:]),)
         message = _message(kind, value)
-        digests = [blake2b(message, key=key).digest() for key in self._hashing_keys]
-        return tuple(Key(digest[:32], digest[32:]) for digest in digests)
-
-    def name(self, kind: str, value: bytes) -> bytes:
-        """The name under the writing secret, which is the one of the memory tier."""
-        return blake2b(_message(kind, value), key=self._hashing_keys[0]).digest()[:32]
+        digests = [digest, *(blake2b(message, key=key).digest() for key in others)]
+        return tuple(Key(each[:32], each[32:]) for each in digests)
 
 
 def _message(kind: str, value: bytes) -> bytes:

@@ -47,7 +47,8 @@ class _Lines:
 
     def shared(self, headers: Headers) -> Headers:
         """The same, of shared lines as far as possible."""
-        return tuple([self._shared(line) for line in headers])
+        known = self._lines
+        return tuple([known.get(line) or self._kept(line) for line in headers])
 
     def size_of(self, headers: Headers) -> int:
         """Bytes of what `shared` gave."""
@@ -57,11 +58,10 @@ class _Lines:
             for line in headers
         )
 
-    def _shared(self, line: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-        known = self._lines.get(line)
-        if known is None and len(self._lines) < MOST_SHARED_LINES and line[0] not in _INDIVIDUAL:
-            known = self._lines[line] = line
-        return known or line
+    def _kept(self, line: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+        if len(self._lines) < MOST_SHARED_LINES and line[0] not in _INDIVIDUAL:
+            self._lines[line] = line
+        return line
 
 
 _INDIVIDUAL = frozenset((b"x-kratos-authenticated-identity-id",))

@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -45,6 +46,8 @@ from cache_node.sessions.ports import SessionOrigin, SharedTier
 logger = logging.getLogger(__name__)
 
 _PLAIN = Wants()
+
+Tell = Callable[[Entry | None], None]
 
 REFUSAL_SECONDS = 5.0
 """How long a believed 401 is given again without asking."""
@@ -120,7 +123,7 @@ class Reader:
         self._cookie_max_age = cookie_max_age_seconds
         self._neighbour_seconds = neighbour_seconds
         self._flights: Flights[Outcome] = Flights()
-        self._lookups: dict[bytes, asyncio.Future[Entry | None]] = {}
+        self._lookups: dict[bytes, list[Tell]] = {}
         self._anonymous_flights: Flights[OriginAnswer] = Flights()
         self._anonymous: Refusal | None = None
         self._complaints = Complaints(logger, clock)
@@ -152,39 +155,39 @@ class Reader:
         entry = self._memory.get(name)
         return entry if entry is not None and self._why_not(entry, _PLAIN) is None else None
 
-    def look_up(self, keys: tuple[Key, ...]) -> asyncio.Future[Entry | None] | None:
-        """Step 6 for a plain request: a look in the redis tier, which `found` judges when it is done.
+    def look_up(self, keys: tuple[Key, ...], tell: Tell) -> bool:
+        """Step 6 for a plain request: a look in the redis tier; `tell` hears once what may be given then, or None.
 
-        None in place of the future where memory knows something of the key, or a flight is under way: the newest word
-        of the origin may be on its way, and must not be followed by an older one.
+        False, and `tell` hears nothing, where memory knows something of the key, or a flight is under way: the newest
+        word of the origin may be on its way, and must not be followed by an older one.
         """
         name = keys[0].name
-        looking = self._lookups.get(name)
-        if looking is not None:
-            return looking
+        waiting = self._lookups.get(name)
+        if waiting is not None:
+            waiting.append(tell)
+            return True
         if (
             name in self._flights
             or not self._lease.holds()
             or self._memory.get(name) is not None
             or self._memory.get_refusal(name) is not None
         ):
-            return None
-        looking = self._lookups[name] = asyncio.ensure_future(self._redis.get(keys))
-        looking.add_done_callback(partial(self._looked_up, name))
-        return looking
+            return False
+        waiting = self._lookups[name] = [tell]
+        looking = asyncio.ensure_future(self._redis.get(keys))
+        looking.add_done_callback(partial(self._looked_up, name, waiting))
+        return True
 
-    def _looked_up(self, name: bytes, looking: asyncio.Future[Entry | None]) -> None:
-        if self._lookups.get(name) is not looking:
-            return  # a flight has begun
-        del self._lookups[name]
-        entry = _result_of(looking)
-        if entry is not None:
-            self._take(name, entry)
-
-    def found(self, name: bytes, looking: asyncio.Future[Entry | None]) -> Entry | None:
-        """The entry that a look has brought, if it is the one in memory and may be given now."""
-        entry = _result_of(looking)
-        return entry if entry is not None and self.find_hit(name) is entry else None
+    def _looked_up(self, name: bytes, waiting: list[Tell], looking: asyncio.Future[Entry | None]) -> None:
+        entry = None
+        if self._lookups.get(name) is waiting:  # else a flight has begun
+            del self._lookups[name]
+            if not looking.cancelled() and looking.exception() is None:
+                entry = looking.result()
+            if entry is not None and not self._take(name, entry):
+                entry = None
+        for tell in waiting:
+            tell(entry)
 
     def may_be_given(self, entry: Entry) -> tuple[float, float]:
         """From when until when (Unix seconds) its age and its end allow an entry to be given to plain requests."""
@@ -490,10 +493,6 @@ class Reader:
     def _from_origin(self, answer: OriginAnswer, detail: str) -> Answer:
         age = max(0.0, self._clock.wall() - answer.fetched_at)
         return Answer(answer.status, answer.headers, answer.body, "origin", detail, age)
-
-
-def _result_of(looking: asyncio.Future[Entry | None]) -> Entry | None:
-    return None if looking.cancelled() or looking.exception() is not None else looking.result()
 
 
 def _replayed(headers: Headers) -> Headers:

@@ -363,7 +363,7 @@ def test_no_hit_when_the_wall_clock_has_stepped_beyond_the_entry(both: Both, sec
 
 def test_no_hit_of_an_entry_that_is_gone_or_replaced(both: Both) -> None:
     """The tier is asked each time."""
-    name = KeyRing([SECRET]).name("token", b"token")
+    name = KeyRing([SECRET]).digest("token", b"token")[:32]
     for side in both.sides:
         side.node.memory.discard(name)
         side.node.redis.stored.clear()
@@ -375,7 +375,7 @@ def test_no_hit_of_an_entry_that_is_gone_or_replaced(both: Both) -> None:
 
 def test_hits_count_as_used(both: Both) -> None:
     """For the memory tier, which evicts what nobody asked for."""
-    name = KeyRing([SECRET]).name("token", b"token")
+    name = KeyRing([SECRET]).digest("token", b"token")[:32]
     entry = both.fast.node.memory.get(name)
     assert entry is not None
     both.ask(TOKEN)
