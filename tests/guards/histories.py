@@ -42,7 +42,7 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "reader-latecomers-starve",
     ),
     "costs memory below the cap, or is measured elsewhere: bodies here are small": (
-        "fast-visited",
+        "fast-used",
         "feed-window",
         "reader-body-size",
         "reader-memory-overhead",
