@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cache_node.errors import OriginUnavailableError
-from cache_node.feed.events import ENTRY_FIELD, Event, EventType, FeedEntry
+from cache_node.feed.events import ENTRY_FIELD, Event, EventType, FeedEntry, pack
 from cache_node.feed.fence import Fence
 from cache_node.feed.follower import Follower
 from cache_node.feed.lease import Lease
@@ -116,7 +116,9 @@ class LogServer(Keyspace):
 
     def append(self, events: Sequence[Event], shown: int = 0, retain: int = 1_000_000) -> Position:
         """A publisher's append."""
-        appending = ScriptedLog(self).append(events, source="test", shown_generation=shown, retain=retain)
+        appending = ScriptedLog(self).append(
+            [pack(event) for event in events], source="test", shown_generation=shown, retain=retain
+        )
         try:
             appending.send(None)
         except StopIteration as done:

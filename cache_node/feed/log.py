@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from cache_node.feed import events, scripts
-from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.events import FeedEntry
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.redis_client import REDIS_ERRORS, build_client, feed_unavailable, run_script
@@ -86,12 +86,12 @@ class RedisLog:
             if client is not None:
                 await client.aclose()
 
-    async def append(self, published: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
-        """Write the events, all or none, once; returns the position of the last one.  Repeating is the caller's."""
+    async def append(self, rows: Sequence[bytes], *, source: str, shown_generation: int, retain: int) -> Position:
+        """Write packed events, all or none, once; returns the position of the last one.  Repeating is the caller's."""
         args: list[int | bytes] = [*_shown(shown_generation), retain]
-        for start in range(0, len(published), events.ENTRY_EVENTS):
-            part = published[start : start + events.ENTRY_EVENTS]
-            args += [len(part), events.encode(source, part)]
+        for start in range(0, len(rows), events.ENTRY_EVENTS):
+            part = rows[start : start + events.ENTRY_EVENTS]
+            args += [len(part), events.frame(source, part)]
         async with self._call("publishing"):
             reply = await run_script(self._client, scripts.APPEND, [self._names.generation, self._names.feed], args)
         return Position.parse(reply)

@@ -12,7 +12,7 @@ import pytest
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed.clock import SystemClock
-from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.events import Event, FeedEntry, pack
 from cache_node.feed.fence import Fence
 from cache_node.feed.follower import (
     CONFIRM_COST_SECONDS,
@@ -269,7 +269,7 @@ async def running(
 
 
 async def append(log: RedisLog, events: list[Event]) -> Position:
-    return await log.append(events, source="test", shown_generation=0, retain=1_000_000)
+    return await log.append([pack(event) for event in events], source="test", shown_generation=0, retain=1_000_000)
 
 
 def kept_by(process: Process) -> Kept:
