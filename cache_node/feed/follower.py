@@ -35,6 +35,8 @@ DRIFT = 0.01
 RETRY_SECONDS = 0.5
 """Between attempts at most while the feed is away or the node has no lease, however large the staleness."""
 WAKE_BLOCK_SECONDS = 1.0
+REPORT_SECONDS = 2.0
+"""Between lines about a replay under way."""
 SWEEP_SECONDS = 60.0
 
 
@@ -70,11 +72,13 @@ class Follower:
         self._left = False
         self.attempted = asyncio.Event()
         """Set once the first confirm has succeeded or failed."""
+        self._replay_from: int | None = None
         self.replay_done = False
         self.observe_lag: Callable[[float], None] = lambda seconds: None
         """Called with the seconds from the writing of a feed entry to its confirmation here, by the server's clock."""
         self.counts: Counter[str] = Counter()
-        """`confirms`, `failures`, `events`, `early_entries`, `resets_gap`, `resets_ahead`, `resets_generation`."""
+        """`confirms`, `failures`, `events`, `early_entries`, `replayed` (events, by the last replay), `resets_gap`,
+        `resets_ahead`, `resets_generation`."""
 
     # What others ask ------------------------------------------------------------------------------------------------
 
@@ -99,6 +103,18 @@ class Follower:
     def seconds_since_confirmed(self) -> float | None:
         """Age of the newest feed state that was confirmed complete; None if none was in this generation."""
         return None if self._confirmed_at is None else max(0.0, self._clock.steady() - self._confirmed_at)
+
+    @property
+    def replay_share(self) -> float | None:
+        """So much of the replay is done, at least: where the retained window begins is not known before it is reached.
+
+        None if it has not begun.
+        """
+        if self._replay_from is None:
+            return None
+        if self.replay_done or not self._replay_from:
+            return 1.0
+        return max(self.counts["replayed"] / self._replay_from, self._fence.replay_share)
 
     # The steps ------------------------------------------------------------------------------------------------------
 
@@ -195,8 +211,13 @@ class Follower:
         if position is None or self._fence.resets > 1:
             return
         token = self._fence.begin_replay()
-        number = position.number
+        number = self._replay_from = position.number
+        self.counts["replayed"] = 0
+        reported_at = self._clock.steady()
         while number > 0 and not self._left:
+            if self._clock.steady() - reported_at >= REPORT_SECONDS:
+                reported_at = self._clock.steady()
+                self._report_replay()
             try:
                 page = await self._log.read_back(Position(position.generation, number), PAGE_ENTRIES)
             except FeedUnavailableError:
@@ -207,8 +228,18 @@ class Follower:
                 if entry.number != number or not self._fence.replay(token, entry.number, entry.events):
                     return
                 number -= len(entry.events or ())
+                self.counts["replayed"] = position.number - number
             if len(page) < PAGE_ENTRIES:
                 return
+
+    def _report_replay(self) -> None:
+        logger.info(
+            "feed: reading the retained window, %d events so far, at least %d %%; floor is %d of %s",
+            self.counts["replayed"],
+            100 * (self.replay_share or 0),
+            self._fence.floor,
+            self._fence.position,
+        )
 
     # The loops ------------------------------------------------------------------------------------------------------
 

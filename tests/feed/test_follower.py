@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -455,6 +455,53 @@ async def test_a_reset_upon_a_reset_waits(caplog: pytest.LogCaptureFixture) -> N
         again.append(await node.follower.confirm())
     assert again == [True, False, False, False], "the first reset is followed by the confirm that may end it"
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+class _Slow(ScriptedLog):
+    """A second goes by with each page of a replay."""
+
+    def __init__(self, server: LogServer, clock: ManualClock) -> None:
+        super().__init__(server)
+        self.before_page: Callable[[], None] = lambda: None
+        self._clock = clock
+
+    async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
+        self.before_page()
+        self._clock.advance(1.0)
+        return await super().read_back(before, count)
+
+
+@pytest.mark.parametrize(
+    ("max_ids", "shown"),
+    [
+        pytest.param(1000, [0.0, 0.2, 0.4, 0.6], id="it ends sooner than the feed began"),
+        pytest.param(32, [0.0, 1 / 3, 2 / 3, 1.0], id="it ends when the fence is full"),
+    ],
+)
+async def test_a_replay_shows_how_far_it_has_come(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, max_ids: int, shown: list[float]
+) -> None:
+    """A node with a long window to read says every two seconds that it is at it, and never that more is done than is:
+    where the window begins is seen when it is reached."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("cache_node.feed.follower.PAGE_ENTRIES", 10)
+    server = LogServer()
+    for number in range(50):
+        server.append(changed(f"s{number}"))
+    server.trim_before(16)
+    clock = ManualClock()
+    log, lease, fence = _Slow(server, clock), Lease(clock), Fence(clock, window_seconds=900.0, max_ids=max_ids)
+    follower = Follower(log, fence, lease, clock, Membership("node-1", "default", MAX_STALENESS_SECONDS))
+    assert follower.replay_share is None
+    await follower.confirm()
+    shares: list[float | None] = []
+    log.before_page = lambda: shares.append(follower.replay_share)
+    await follower.replay()
+    assert shares == shown
+    assert follower.counts["replayed"] == 51 - fence.floor
+    assert [line.partition(", ")[2] for line in caplog.messages] == [
+        f"20 events so far, at least {int(100 * shown[2])} %; floor is 31 of {fence.position}"
+    ]
 
 
 class _FailingOnce(ScriptedLog):

@@ -212,9 +212,10 @@ async def test_publishes_at_once_share_an_append_and_each_has_its_own_position(
 async def test_what_is_wrong_with_one_publish_is_no_others_error(
     valkey: EmbeddedValkey, names: RedisNames, log: RedisLog
 ) -> None:
-    """An event that cannot be written fails for whoever brought it, and who goes away before the turn writes nothing."""
+    """An event that cannot be written fails for whoever brought it, and who goes away before the turn writes none."""
     async with AsyncPublisher(valkey.url, names.prefix) as publisher:
-        wrong = [Event(EventType.SESSION_REVOKED), Event(EventType.SESSION_REVOKED, object())]  # type: ignore[arg-type]
+        odd: Any = object()
+        wrong = [Event(EventType.SESSION_REVOKED), Event(EventType.SESSION_REVOKED, odd)]
         publishing = [asyncio.create_task(publisher.publish([event])) for event in [*changed(), *wrong, *revoked()]]
         gone = asyncio.create_task(publisher.flush())
         await asyncio.sleep(0)  # all are waiting for the turn that begins now
