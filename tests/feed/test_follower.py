@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from cache_node.feed.fence import Fence
 from cache_node.feed.follower import (
     CONFIRM_COST_SECONDS,
     SERVER_SHARE,
+    WAKE_PAUSE_SECONDS,
     FeedState,
     Follower,
     _EventRate,
@@ -325,6 +327,26 @@ async def test_it_wakes_up_for_every_event(valkey: EmbeddedValkey, names: RedisN
         await node.applies(max(positions, key=lambda p: p.number))
         assert node.follower.counts["confirms"] - before < 100
         assert node.follower.counts["events"] == 205
+
+
+async def test_events_that_come_one_upon_another_are_heard_together(
+    valkey: EmbeddedValkey, names: RedisNames, log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wake-up each would cost a node more than all else that it does about them."""
+    async with running(valkey, names) as node:
+        await node.reaches(FeedState.FOLLOWING)
+        heard, hear = 0, node.follower.hear
+
+        def counted(entries: list[tuple[Position, FeedEntry]]) -> None:
+            nonlocal heard
+            heard += 1
+            hear(entries)
+
+        monkeypatch.setattr(node.follower, "hear", counted)
+        begun = time.monotonic()
+        positions = [await append(log, changed(f"s{number}")) for number in range(300)]
+        await node.applies(positions[-1])
+        assert 0 < heard <= (time.monotonic() - begun) / WAKE_PAUSE_SECONDS + 1
 
 
 async def test_a_frozen_server_costs_the_lease_and_nothing_else(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
