@@ -78,14 +78,10 @@ class Line:
         async with self._turn:
             if self._connection is None:
                 self._connection = self._new_connection()
-            try:
-                await self._connection.connect()
-                await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-                return [await self._reply() for _ in commands]
-            except BaseException:
-                # A late reply must not become another command's.
-                await self._connection.disconnect(nowait=True)
-                raise
+            await self._connection.connect()
+            await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+            # A late reply never becomes another command's: broken off here, redis-py closes the connection.
+            return [await self._reply() for _ in commands]
 
     async def _reply(self) -> Any:
         try:
