@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgpack
@@ -81,8 +80,7 @@ class Event(NamedTuple):
         return cls(event_type, session, identity)
 
 
-@dataclass(frozen=True, slots=True)
-class FeedEntry:
+class FeedEntry(NamedTuple):
     """One entry of the feed as read: `number` is that of its last event, `events` None if this version cannot tell."""
 
     number: int

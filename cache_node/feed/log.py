@@ -109,7 +109,7 @@ class RedisLog:
                 end, rows = await self._confirm_once(applied, args)
         return Confirmation(
             end=Position(int(end[0]), int(end[1])),
-            entries=tuple(_entry(row)[1] for row in rows),
+            entries=_entries(rows),
             nodes=int(end[4]),
             time_us=int(end[2]) * 1_000_000 + int(end[3]),
             registry_was_lost=bool(end[5]),
@@ -132,14 +132,18 @@ class RedisLog:
             reply = await self._blocked.call(
                 "XREAD", "COUNT", PAGE_ENTRIES, "BLOCK", block, "STREAMS", self._names.feed, str(after)
             )
-        return [_entry(row) for _stream, rows in reply or () for row in rows]
+        return [
+            (Position.parse(row[0]), entry)
+            for _stream, rows in reply or ()
+            for row, entry in zip(rows, _entries(rows), strict=True)
+        ]
 
     async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
         async with self._call("replaying the feed"):
             rows = await self._replaying.call(
                 "XREVRANGE", self._names.feed, str(before), f"{before.generation}-0", "COUNT", count
             )
-        return tuple(_entry(row)[1] for row in rows)
+        return _entries(rows)
 
     async def ask_registry(self, shown_generation: int) -> RegistryReading:
         keys = [self._names.generation, self._names.feed, self._names.nodes]
@@ -170,7 +174,11 @@ def _shown(generation: int) -> list[int]:
     return [generation, secrets.randbits(_SALT_BITS) + 1]
 
 
-def _entry(row: tuple[bytes, Sequence[bytes]]) -> tuple[Position, FeedEntry]:
-    position = Position.parse(row[0])
-    fields = dict(zip(row[1][::2], row[1][1::2], strict=True))
-    return position, events.read_entry(position.number, fields.get(events.ENTRY_FIELD, b""))
+def _entries(rows: Sequence[tuple[bytes, Sequence[bytes]]]) -> tuple[FeedEntry, ...]:
+    # An entry that begins with another field is none of ours, and cannot be read.
+    return tuple(
+        [
+            events.read_entry(int(id_.partition(b"-")[2]), fields[1] if fields[0] == events.ENTRY_FIELD else b"")
+            for id_, fields in rows
+        ]
+    )
