@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 CONFIRMS_PER_STALENESS = 4
 CONFIRM_COST_SECONDS = 60e-6
-"""Server time of one confirm [59 µs, with 1 node as with 300]; with it the pace keeps the confirms of all nodes under a tenth of the server."""
+"""Server time of one confirm [59 µs, with 1 record as with 300]; the pace keeps the confirms of all nodes under a tenth
+of the server."""
 DELIVERY_COST_SECONDS = 10e-6
 """Server time of waking one blocked reader."""
 SERVER_SHARE = 0.1
