@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-NAMES = ("hit", "latency", "miss", "invalidate", "evict", "memory", "slow_clients")
+NAMES = ("hit", "latency", "miss", "invalidate", "feed", "evict", "memory", "slow_clients")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cache_node.errors import OriginUnavailableError
-from cache_node.feed.events import ENTRY_FIELD, Event, EventType, FeedEntry
+from cache_node.feed.events import ENTRY_FIELD, Event, EventType, FeedEntry, pack
 from cache_node.feed.fence import Fence
 from cache_node.feed.follower import Follower
 from cache_node.feed.lease import Lease
@@ -119,7 +119,9 @@ class LogServer(Keyspace):
 
     def append(self, events: Sequence[Event], shown: int = 0, retain: int = 1_000_000) -> Position:
         """A publisher's append."""
-        appending = ScriptedLog(self).append(events, source="test", shown_generation=shown, retain=retain)
+        appending = ScriptedLog(self).append(
+            [pack(event) for event in events], source="test", shown_generation=shown, retain=retain
+        )
         try:
             appending.send(None)
         except StopIteration as done:
@@ -170,8 +172,10 @@ class ScriptedLog(RedisLog):
         self.reply_error: Exception | None = None
         """Comes in place of the next replies."""
         self.replay_gate: Gate | None = None
-        self._client: Any = InProcessRedis(lambda: self.server, lambda: self.replay_server or self.server)
+        self._client: Any = InProcessRedis(lambda: self.server)
+        self._confirming: Any = self._client
         self._blocked: Any = InProcessRedis(lambda: self.wake_server or self.server)
+        self._replaying: Any = InProcessRedis(lambda: self.replay_server or self.server)
 
     async def confirm(
         self, applied: Position | None, shown_generation: int, field: str, record: str, followed_us: int

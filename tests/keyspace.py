@@ -12,7 +12,7 @@ import secrets
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import msgpack
 from lupa.lua51 import LuaError, LuaRuntime, lua_type
@@ -232,66 +232,33 @@ def reached(server: Keyspace) -> Keyspace:
 
 
 class InProcessRedis:
-    """What `RedisLog` asks of redis-py, of the server that `server()` is then; nothing here waits."""
+    """What `RedisLog` asks of redis-py and of its lines, of the server that `server()` is then; nothing here waits."""
 
-    def __init__(self, server: Callable[[], Keyspace], rows_server: Callable[[], Keyspace] | None = None) -> None:
+    def __init__(self, server: Callable[[], Keyspace]) -> None:
         self._server = server
-        self._rows_server = rows_server or server
-        """The one that rows are read from, newest first."""
-
-    def _execute(self, *command: Any) -> Any:
-        return reached(self._server()).execute(*command)
 
     async def aclose(self) -> None:
         pass
 
+    async def call(self, *command: Any) -> Any:
+        server = reached(self._server())
+        if command[0] != "XREAD":
+            return server.execute(*command)
+        key, after = command[-2:]  # whoever waits here has nothing to wait for
+        return [(key, server.execute("XRANGE", key, f"({after}", "+", "COUNT", command[2]))]
+
+    async def transaction(self, *commands: Sequence[Any]) -> list[Any]:
+        server = reached(self._server())
+        return [server.execute(*command) for command in commands]
+
     async def eval(self, text: str, count: int, *args: Any) -> Any:
-        return self._execute("EVAL", text, count, *args)
+        return await self.call("EVAL", text, count, *args)
 
     async def evalsha(self, sha: str, count: int, *args: Any) -> Any:
-        return self._execute("EVALSHA", sha, count, *args)
+        return await self.call("EVALSHA", sha, count, *args)
 
     async def script_load(self, text: str) -> Any:
-        return self._execute("SCRIPT", "LOAD", text)
+        return await self.call("SCRIPT", "LOAD", text)
 
     async def hdel(self, key: str, name: bytes) -> Any:
-        return self._execute("HDEL", key, name)
-
-    async def xread(self, after: dict[str, str], *, count: int, block: int) -> list[Any]:
-        return [
-            (key, _rows(self._execute("XRANGE", key, f"({id_}", "+", "COUNT", count))) for key, id_ in after.items()
-        ]
-
-    async def xrevrange(self, key: str, last: str, first: str, count: int) -> list[Any]:
-        return _rows(reached(self._rows_server()).execute("XREVRANGE", key, last, first, "COUNT", count))
-
-    def pipeline(self, *, transaction: bool) -> _Transaction:
-        return _Transaction(self._server())
-
-
-class _Transaction:
-    def __init__(self, server: Keyspace) -> None:
-        self._server = server
-        self._commands: list[tuple[Callable[[Any], Any], tuple[Any, ...]]] = []
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._commands = []
-
-    def evalsha(self, sha: str, count: int, *args: Any) -> Self:
-        self._commands.append((lambda reply: reply, ("EVALSHA", sha, count, *args)))
-        return self
-
-    def xrange(self, key: str, first: str, last: str, count: int) -> Self:
-        self._commands.append((_rows, ("XRANGE", key, first, last, "COUNT", count)))
-        return self
-
-    async def execute(self) -> list[Any]:
-        server = reached(self._server)
-        return [parse(server.execute(*command)) for parse, command in self._commands]
-
-
-def _rows(reply: Sequence[Any]) -> list[tuple[bytes, Fields]]:
-    return [(id_, dict(zip(fields[::2], fields[1::2], strict=True))) for id_, fields in reply]
+        return await self.call("HDEL", key, name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgpack
@@ -81,8 +80,7 @@ class Event(NamedTuple):
         return cls(event_type, session, identity)
 
 
-@dataclass(frozen=True, slots=True)
-class FeedEntry:
+class FeedEntry(NamedTuple):
     """One entry of the feed as read: `number` is that of its last event, `events` None if this version cannot tell."""
 
     number: int
@@ -96,17 +94,26 @@ def normalise_id(value: str) -> str:
     return value.lower() if _UUID.fullmatch(value) else value
 
 
-def encode(source: str, events: Sequence[Event]) -> bytes:
-    """The part of a feed entry that the publisher writes: source and events, to be put behind version and time.
+def pack(event: Event) -> bytes:
+    """The row of an event in its feed entry.
 
-    Raises InvalidEventError for an event that fails to name what its type says: it would void a whole region's caches.
+    Raises InvalidEventError for one that fails to name what its type says: it would void a whole region's caches.
     """
-    for event in events:
-        if (event.type.names_session and not event.session_id) or (event.type.names_identity and not event.identity_id):
-            raise InvalidEventError(f"{event.type.value} names nothing")
-    rows = [(_CODES[e.type], e.session_id, e.identity_id, 0) for e in events]
-    packed: bytes = msgpack.packb(source) + msgpack.packb(rows)
-    return packed
+    if (event.type.names_session and not event.session_id) or (event.type.names_identity and not event.identity_id):
+        raise InvalidEventError(f"{event.type.value} names nothing")
+    row: bytes = msgpack.packb((_CODES[event.type], event.session_id, event.identity_id, 0))
+    return row
+
+
+def encode(source: str, events: Sequence[Event]) -> bytes:
+    """`frame` of events that are not packed yet."""
+    return frame(source, [pack(event) for event in events])
+
+
+def frame(source: str, rows: Sequence[bytes]) -> bytes:
+    """What the publisher writes of a feed entry: source and packed events, to be put behind version and time."""
+    head: bytes = msgpack.packb(source) + msgpack.Packer().pack_array_header(len(rows))
+    return head + b"".join(rows)
 
 
 def decode(payload: bytes) -> tuple[Event, ...] | None:

@@ -107,9 +107,15 @@ class Fence:
         if position is None or entry.generation != position.generation or number < self.floor:
             return False
         facts = entry.facts
-        # Without a call for two UUIDs: this is asked again for every entry in use after every event.
-        session, identity = split_ids(facts) if facts[0] else (facts[1:17], facts[17:33])
-        if number < self._sessions.get(session, 0) or number < self._identities.get(identity, 0):
+        # Without a call for two UUIDs, nor for ids that no event names: this is asked again for each entry in use after
+        # every event [390 ns for one of many, 430 with the calls].
+        if facts[0]:
+            session, identity = split_ids(facts)
+        else:
+            session, identity = facts[1:17], facts[17:33]
+        if session in self._sessions and number < self._sessions[session]:
+            return False
+        if identity in self._identities and number < self._identities[identity]:
             return False
         entry.admitted_version = self.version
         entry.generation = position.generation  # the same number, and one object for all entries
@@ -194,6 +200,11 @@ class Fence:
         if self._position is not None and self.floor <= self._position.number:
             self._bottom = 0
         return self._replays
+
+    @property
+    def replay_share(self) -> float:
+        """How much of what a replay may remember is remembered: at 1 it ends."""
+        return min(1.0, self._bucketed / max(1, self._max_ids - self._bucket_ids))
 
     def replay(self, token: int, number: int, events: Sequence[Event] | None) -> bool:
         """One retained entry, the next older one.  False when replaying must end: the floor stays where it is then."""

@@ -25,8 +25,9 @@ from cache_node.feed.registry import FORGET_AFTER_SECONDS, Membership, RegistryW
 logger = logging.getLogger(__name__)
 
 CONFIRMS_PER_STALENESS = 4
-CONFIRM_COST_SECONDS = 50e-6
-"""Server time of one confirm; with it the pace keeps the confirms of all nodes under a tenth of the server."""
+CONFIRM_COST_SECONDS = 60e-6
+"""Server time of one confirm [59 µs, with 1 record as with 300]; the pace keeps the confirms of all nodes under a tenth
+of the server."""
 DELIVERY_COST_SECONDS = 10e-6
 """Server time of waking one blocked reader."""
 SERVER_SHARE = 0.1
@@ -35,6 +36,10 @@ DRIFT = 0.01
 RETRY_SECONDS = 0.5
 """Between attempts at most while the feed is away or the node has no lease, however large the staleness."""
 WAKE_BLOCK_SECONDS = 1.0
+WAKE_PAUSE_SECONDS = 0.002
+"""After a wake-up: what comes meanwhile is heard together [a node at 1,000 events/s: 0.11 of a core, 0.16 without]."""
+REPORT_SECONDS = 2.0
+"""Between lines about a replay under way."""
 SWEEP_SECONDS = 60.0
 
 
@@ -70,11 +75,13 @@ class Follower:
         self._left = False
         self.attempted = asyncio.Event()
         """Set once the first confirm has succeeded or failed."""
+        self._replay_from: int | None = None
         self.replay_done = False
         self.observe_lag: Callable[[float], None] = lambda seconds: None
         """Called with the seconds from the writing of a feed entry to its confirmation here, by the server's clock."""
         self.counts: Counter[str] = Counter()
-        """`confirms`, `failures`, `events`, `early_entries`, `resets_gap`, `resets_ahead`, `resets_generation`."""
+        """`confirms`, `failures`, `events`, `early_entries`, `replayed` (events, by the last replay), `resets_gap`,
+        `resets_ahead`, `resets_generation`."""
 
     # What others ask ------------------------------------------------------------------------------------------------
 
@@ -99,6 +106,18 @@ class Follower:
     def seconds_since_confirmed(self) -> float | None:
         """Age of the newest feed state that was confirmed complete; None if none was in this generation."""
         return None if self._confirmed_at is None else max(0.0, self._clock.steady() - self._confirmed_at)
+
+    @property
+    def replay_share(self) -> float | None:
+        """So much of the replay is done, at least: where the retained window begins is not known before it is reached.
+
+        None if it has not begun.
+        """
+        if self._replay_from is None:
+            return None
+        if self.replay_done or not self._replay_from:
+            return 1.0
+        return max(self.counts["replayed"] / self._replay_from, self._fence.replay_share)
 
     # The steps ------------------------------------------------------------------------------------------------------
 
@@ -195,8 +214,13 @@ class Follower:
         if position is None or self._fence.resets > 1:
             return
         token = self._fence.begin_replay()
-        number = position.number
+        number = self._replay_from = position.number
+        self.counts["replayed"] = 0
+        reported_at = self._clock.steady()
         while number > 0 and not self._left:
+            if self._clock.steady() - reported_at >= REPORT_SECONDS:
+                reported_at = self._clock.steady()
+                self._report_replay()
             try:
                 page = await self._log.read_back(Position(position.generation, number), PAGE_ENTRIES)
             except FeedUnavailableError:
@@ -207,8 +231,18 @@ class Follower:
                 if entry.number != number or not self._fence.replay(token, entry.number, entry.events):
                     return
                 number -= len(entry.events or ())
+                self.counts["replayed"] = position.number - number
             if len(page) < PAGE_ENTRIES:
                 return
+
+    def _report_replay(self) -> None:
+        logger.info(
+            "feed: reading the retained window, %d events so far, at least %d %%; floor is %d of %s",
+            self.counts["replayed"],
+            100 * (self.replay_share or 0),
+            self._fence.floor,
+            self._fence.position,
+        )
 
     # The loops ------------------------------------------------------------------------------------------------------
 
@@ -300,6 +334,7 @@ class Follower:
             if heard:
                 heard_to = heard[-1][0]
                 self.hear(heard)
+                await asyncio.sleep(WAKE_PAUSE_SECONDS)
 
     async def _replay_once(self) -> None:
         await self._begun.wait()

@@ -12,14 +12,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from cache_node.feed import events, scripts
-from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.events import FeedEntry
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
-from cache_node.feed.redis_client import REDIS_ERRORS, build_client, feed_unavailable, run_script
+from cache_node.feed.redis_client import REDIS_ERRORS, Line, build_client, feed_unavailable, run_script
 from cache_node.feed.registry import RegistryReading
 
 PAGE_ENTRIES = 256
@@ -76,22 +75,23 @@ class RedisLog:
     def __init__(self, url: str, names: RedisNames, *, timeout_seconds: float) -> None:
         self._names = names
         self._timeout = timeout_seconds
-        self._url = url
         self._client = build_client(url, timeout_seconds=timeout_seconds, max_connections=CONNECTIONS)
-        self._blocked: Redis | None = None
+        # A line for each of the follower's loops, so that none waits for another's page.
+        self._confirming = Line(url, timeout_seconds=timeout_seconds)
+        self._blocked = Line(url, timeout_seconds=timeout_seconds)
+        self._replaying = Line(url, timeout_seconds=timeout_seconds)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        for client in (self._client, self._blocked):
-            if client is not None:
-                await client.aclose()
+        for owned in (self._client, self._confirming, self._blocked, self._replaying):
+            await owned.aclose()
 
-    async def append(self, published: Sequence[Event], *, source: str, shown_generation: int, retain: int) -> Position:
-        """Write the events, all or none, once; returns the position of the last one.  Repeating is the caller's."""
+    async def append(self, rows: Sequence[bytes], *, source: str, shown_generation: int, retain: int) -> Position:
+        """Write packed events, all or none, once; returns the position of the last one.  Repeating is the caller's."""
         args: list[int | bytes] = [*_shown(shown_generation), retain]
-        for start in range(0, len(published), events.ENTRY_EVENTS):
-            part = published[start : start + events.ENTRY_EVENTS]
-            args += [len(part), events.encode(source, part)]
+        for start in range(0, len(rows), events.ENTRY_EVENTS):
+            part = rows[start : start + events.ENTRY_EVENTS]
+            args += [len(part), events.frame(source, part)]
         async with self._call("publishing"):
             reply = await run_script(self._client, scripts.APPEND, [self._names.generation, self._names.feed], args)
         return Position.parse(reply)
@@ -109,7 +109,7 @@ class RedisLog:
                 end, rows = await self._confirm_once(applied, args)
         return Confirmation(
             end=Position(int(end[0]), int(end[1])),
-            entries=tuple(_entry(row)[1] for row in rows),
+            entries=_entries(rows),
             nodes=int(end[4]),
             time_us=int(end[2]) * 1_000_000 + int(end[3]),
             registry_was_lost=bool(end[5]),
@@ -117,29 +117,33 @@ class RedisLog:
 
     async def _confirm_once(self, applied: Position | None, args: list[Any]) -> tuple[list[bytes], list[Any]]:
         keys = [self._names.generation, self._names.feed, self._names.nodes]
-        async with self._client.pipeline(transaction=True) as pipe:
-            _ = pipe.evalsha(scripts.CONFIRM.sha, len(keys), *keys, *args)
-            if applied is not None:
-                last = f"{applied.generation}-18446744073709551615"
-                _ = pipe.xrange(self._names.feed, f"({applied}", last, count=PAGE_ENTRIES)
-            replies = await pipe.execute()
-        return replies[0], replies[1] if applied is not None else []
+        script = ("EVALSHA", scripts.CONFIRM.sha, len(keys), *keys, *args)
+        if applied is None:
+            (end,) = await self._confirming.transaction(script)
+            return end, []
+        last = f"{applied.generation}-18446744073709551615"
+        page = ("XRANGE", self._names.feed, f"({applied}", last, "COUNT", PAGE_ENTRIES)
+        end, rows = await self._confirming.transaction(script, page)
+        return end, rows
 
     async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
-        if self._blocked is None:
-            self._blocked = build_client(self._url, timeout_seconds=block_seconds + self._timeout)
+        block = max(1, int(block_seconds * 1000))
         async with self._call("waiting for events", block_seconds):
-            reply: Any = await self._blocked.xread(
-                {self._names.feed: str(after)}, count=PAGE_ENTRIES, block=max(1, int(block_seconds * 1000))
+            reply = await self._blocked.call(
+                "XREAD", "COUNT", PAGE_ENTRIES, "BLOCK", block, "STREAMS", self._names.feed, str(after)
             )
-        return [_entry(row) for _stream, rows in reply or () for row in rows]
+        return [
+            (Position.parse(row[0]), entry)
+            for _stream, rows in reply or ()
+            for row, entry in zip(rows, _entries(rows), strict=True)
+        ]
 
     async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
         async with self._call("replaying the feed"):
-            rows: Any = await self._client.xrevrange(
-                self._names.feed, str(before), f"{before.generation}-0", count=count
+            rows = await self._replaying.call(
+                "XREVRANGE", self._names.feed, str(before), f"{before.generation}-0", "COUNT", count
             )
-        return tuple(_entry(row)[1] for row in rows)
+        return _entries(rows)
 
     async def ask_registry(self, shown_generation: int) -> RegistryReading:
         keys = [self._names.generation, self._names.feed, self._names.nodes]
@@ -170,6 +174,11 @@ def _shown(generation: int) -> list[int]:
     return [generation, secrets.randbits(_SALT_BITS) + 1]
 
 
-def _entry(row: tuple[bytes, dict[bytes, bytes]]) -> tuple[Position, FeedEntry]:
-    position = Position.parse(row[0])
-    return position, events.read_entry(position.number, row[1].get(events.ENTRY_FIELD, b""))
+def _entries(rows: Sequence[tuple[bytes, Sequence[bytes]]]) -> tuple[FeedEntry, ...]:
+    # An entry that begins with another field is none of ours, and cannot be read.
+    return tuple(
+        [
+            events.read_entry(int(id_.partition(b"-")[2]), fields[1] if fields[0] == events.ENTRY_FIELD else b"")
+            for id_, fields in rows
+        ]
+    )

@@ -6,7 +6,7 @@ import os
 from typing import Any, Final
 
 from cache_node import __version__
-from cache_node.feed.follower import FeedState
+from cache_node.feed.follower import FeedState, Follower
 from cache_node.feed.position import Position
 from cache_node.ops.components import Components
 
@@ -18,7 +18,8 @@ def status(components: Components) -> dict[str, Any]:
     """The answer as JSON will show it; names are stable.  No I/O, so it also answers in an outage.
 
     `position` and `floor` are opaque texts; `freshness_seconds` is the age of the newest feed state that was confirmed
-    complete, `lease_seconds` what is left of the lease, None if it does not hold.
+    complete, `lease_seconds` what is left of the lease, None if it does not hold.  `replay` is how far the reading back
+    of the retained window at the start has come, None before; its `share` is the least that can be done by now.
     """
     settings = components.settings
     follower = components.follower
@@ -53,7 +54,13 @@ def _feed(components: Components) -> dict[str, Any]:
         "fence_ids": len(fence),
         "nodes_known": components.follower.nodes_known,
         "replay_done": components.follower.replay_done,
+        "replay": _replay(components.follower),
     }
+
+
+def _replay(follower: Follower) -> dict[str, float | None] | None:
+    share = follower.replay_share
+    return None if share is None else {"events_read": follower.counts["replayed"], "share": _rounded(share)}
 
 
 def _tiers(components: Components) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from cache_node.environment import PublisherSettings, publisher_settings
 from cache_node.errors import FeedUnavailableError, InvalidEventError
-from cache_node.feed.events import MAX_EVENTS, Event, EventType
+from cache_node.feed.events import MAX_EVENTS, Event, EventType, pack
 from cache_node.feed.log import CONNECTIONS, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import RegistryWatch
 from cache_node.sources.receipt import Receipt, RegistryPoll, wait_for_receipt
+from cache_node.sources.turns import Turns
 
 PUBLISH_DEADLINE_SECONDS = 4.0
 """A publish that could not be written by then fails; within it the publisher repeats, which is harmless."""
@@ -58,7 +59,7 @@ class AsyncPublisher:
         self._source = source or f"publisher@{socket.gethostname()}"[:64]
         # An attempt's second must not run while it waits: of 20,000 publishes at once 19,949 failed, and none does now.
         # One connection is the registry's, for receipts.
-        self._turns = asyncio.Semaphore(CONNECTIONS - 1)
+        self._turns = Turns(self._append, at_once=CONNECTIONS - 1)
         self._poll = RegistryPoll(self._log)
         self._watch = RegistryWatch()
 
@@ -81,11 +82,12 @@ class AsyncPublisher:
         """
         if not 1 <= len(events) <= MAX_EVENTS:
             raise InvalidEventError(f"1 to {MAX_EVENTS} events can be published at once, not {len(events)}")
+        rows = [pack(event) for event in events]  # what cannot be packed fails alone
         deadline = time.monotonic() + PUBLISH_DEADLINE_SECONDS
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                position = await self._append_in_turn(events, deadline - ATTEMPT_SECONDS)
+                position = await self._turns.append(rows, deadline - ATTEMPT_SECONDS)
             except FeedUnavailableError:
                 # One more attempt must fit, so that the caller has its answer within 5 s.
                 if time.monotonic() + pause + ATTEMPT_SECONDS > deadline:
@@ -96,21 +98,13 @@ class AsyncPublisher:
                 self._poll.newest_generation = max(self._poll.newest_generation, position.generation)
                 return position
 
-    async def _append_in_turn(self, events: Sequence[Event], begin_by: float) -> Position:
-        try:
-            async with asyncio.timeout(begin_by - time.monotonic()):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise FeedUnavailableError("publishing failed: too many publishes wait for their turn") from None
-        try:
-            return await self._log.append(
-                events,
-                source=self._source,
-                shown_generation=self._poll.newest_generation,
-                retain=self._settings.feed_events,
-            )
-        finally:
-            self._turns.release()
+    async def _append(self, rows: Sequence[bytes]) -> Position:
+        return await self._log.append(
+            rows,
+            source=self._source,
+            shown_generation=self._poll.newest_generation,
+            retain=self._settings.feed_events,
+        )
 
     async def publish_and_wait(
         self, events: Sequence[Event], *, timeout_seconds: float = RECEIPT_TIMEOUT_SECONDS

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import invalidate, memory, report
+from benchmarks import feed, invalidate, memory, report
 from benchmarks.hit import PROMISES, Round, Rounds, judge, rows
 from benchmarks.latency import Points, is_late, plot
 from benchmarks.latency import rows as latency_rows
@@ -101,6 +101,23 @@ async def test_invalidation_in_short(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(0 < heeded < 10 for heeded in found["heeded"])
     assert found["heeded"]
     assert found["overslept"]
+
+
+async def test_the_feed_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each case looks at what it measured; how fast that was on this machine is no matter here."""
+    options = ["--seconds", "0.2", "--rounds", "1", "--nodes", "1", "--rate", "50", "--events", "2000"]
+    assert await feed.bench(feed.parser().parse_args([*options, "--results", str(tmp_path)])) in (0, 1)
+    printed = capsys.readouterr().out
+    figures = json.loads((tmp_path / "feed.json").read_text())["results"]["figures"]
+    assert all(value > 0 for figure in figures for value in figure["values"])
+    assert {figure["what"].partition(",")[0] for figure in figures} >= {"apply", "replay", "a confirm", "a publish"}
+    assert printed.count("PASS") + printed.count("FAIL") == sum(figure["at_most"] is not None for figure in figures)
+
+
+def test_a_figure_is_judged_by_its_median() -> None:
+    assert feed.Figure("it", "µs", [1.0, 9.0, 2.0], at_most=2.0).holds
+    assert not feed.Figure("it", "µs", [1.0, 9.0, 3.0], at_most=2.0).holds
+    assert feed.Figure("it", "µs", [9.0]).holds, "nothing is promised"
 
 
 def test_a_filled_tier_costs_more_than_its_bodies() -> None:

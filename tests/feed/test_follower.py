@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -12,11 +13,12 @@ import pytest
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed.clock import SystemClock
-from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.events import Event, FeedEntry, pack
 from cache_node.feed.fence import Fence
 from cache_node.feed.follower import (
     CONFIRM_COST_SECONDS,
     SERVER_SHARE,
+    WAKE_PAUSE_SECONDS,
     FeedState,
     Follower,
     _EventRate,
@@ -269,7 +271,7 @@ async def running(
 
 
 async def append(log: RedisLog, events: list[Event]) -> Position:
-    return await log.append(events, source="test", shown_generation=0, retain=1_000_000)
+    return await log.append([pack(event) for event in events], source="test", shown_generation=0, retain=1_000_000)
 
 
 def kept_by(process: Process) -> Kept:
@@ -325,6 +327,26 @@ async def test_it_wakes_up_for_every_event(valkey: EmbeddedValkey, names: RedisN
         await node.applies(max(positions, key=lambda p: p.number))
         assert node.follower.counts["confirms"] - before < 100
         assert node.follower.counts["events"] == 205
+
+
+async def test_events_that_come_one_upon_another_are_heard_together(
+    valkey: EmbeddedValkey, names: RedisNames, log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wake-up each would cost a node more than all else that it does about them."""
+    async with running(valkey, names) as node:
+        await node.reaches(FeedState.FOLLOWING)
+        heard, hear = 0, node.follower.hear
+
+        def counted(entries: list[tuple[Position, FeedEntry]]) -> None:
+            nonlocal heard
+            heard += 1
+            hear(entries)
+
+        monkeypatch.setattr(node.follower, "hear", counted)
+        begun = time.monotonic()
+        positions = [await append(log, changed(f"s{number}")) for number in range(300)]
+        await node.applies(positions[-1])
+        assert 0 < heard <= (time.monotonic() - begun) / WAKE_PAUSE_SECONDS + 1
 
 
 async def test_a_frozen_server_costs_the_lease_and_nothing_else(own_valkey: EmbeddedValkey, names: RedisNames) -> None:
@@ -455,6 +477,53 @@ async def test_a_reset_upon_a_reset_waits(caplog: pytest.LogCaptureFixture) -> N
         again.append(await node.follower.confirm())
     assert again == [True, False, False, False], "the first reset is followed by the confirm that may end it"
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+class _Slow(ScriptedLog):
+    """A second goes by with each page of a replay."""
+
+    def __init__(self, server: LogServer, clock: ManualClock) -> None:
+        super().__init__(server)
+        self.before_page: Callable[[], None] = lambda: None
+        self._clock = clock
+
+    async def read_back(self, before: Position, count: int) -> tuple[FeedEntry, ...]:
+        self.before_page()
+        self._clock.advance(1.0)
+        return await super().read_back(before, count)
+
+
+@pytest.mark.parametrize(
+    ("max_ids", "shown"),
+    [
+        pytest.param(1000, [0.0, 0.2, 0.4, 0.6], id="it ends sooner than the feed began"),
+        pytest.param(32, [0.0, 1 / 3, 2 / 3, 1.0], id="it ends when the fence is full"),
+    ],
+)
+async def test_a_replay_shows_how_far_it_has_come(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, max_ids: int, shown: list[float]
+) -> None:
+    """A node with a long window to read says every two seconds that it is at it, and never that more is done than is:
+    where the window begins is seen when it is reached."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("cache_node.feed.follower.PAGE_ENTRIES", 10)
+    server = LogServer()
+    for number in range(50):
+        server.append(changed(f"s{number}"))
+    server.trim_before(16)
+    clock = ManualClock()
+    log, lease, fence = _Slow(server, clock), Lease(clock), Fence(clock, window_seconds=900.0, max_ids=max_ids)
+    follower = Follower(log, fence, lease, clock, Membership("node-1", "default", MAX_STALENESS_SECONDS))
+    assert follower.replay_share is None
+    await follower.confirm()
+    shares: list[float | None] = []
+    log.before_page = lambda: shares.append(follower.replay_share)
+    await follower.replay()
+    assert shares == shown
+    assert follower.counts["replayed"] == 51 - fence.floor
+    assert [line.partition(", ")[2] for line in caplog.messages] == [
+        f"20 events so far, at least {int(100 * shown[2])} %; floor is 31 of {fence.position}"
+    ]
 
 
 class _FailingOnce(ScriptedLog):

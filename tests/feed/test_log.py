@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed import scripts
-from cache_node.feed.events import ENTRY_EVENTS, ENTRY_FIELD, Event, EventType, decode
+from cache_node.feed.events import ENTRY_EVENTS, ENTRY_FIELD, Event, EventType, decode, pack
 from cache_node.feed.log import PAGE_ENTRIES, Confirmation, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
@@ -31,7 +31,8 @@ NODE_ENTRIES = 100
 
 
 async def append(log: RedisLog, events: list[Event] | None = None, shown: int = 0, retain: int = 1_000_000) -> Position:
-    return await log.append(events or changed(), source="test", shown_generation=shown, retain=retain)
+    rows = [pack(event) for event in events or changed()]
+    return await log.append(rows, source="test", shown_generation=shown, retain=retain)
 
 
 async def confirm(log: RedisLog, applied: Position | None = None, shown: int = 0, followed_us: int = 0) -> Confirmation:

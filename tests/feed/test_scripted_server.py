@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed import log as log_module
-from cache_node.feed.events import Event, FeedEntry
+from cache_node.feed.events import Event, FeedEntry, pack
 from cache_node.feed.log import RedisLog
 from cache_node.feed.position import Position
 from tests.fakes import NAMES, LogServer, ScriptedLog, changed, flush, revoked
@@ -36,10 +36,10 @@ class Side:
         return Position(self.generations[index] if index < len(self.generations) else 1, number)
 
     async def append(self, size: int, shown: int, retain: int) -> object:
-        events = [*revoked(), *changed("a"), *flush()][:size]
+        rows = [pack(event) for event in [*revoked(), *changed("a"), *flush()][:size]]
         generation = self._position(shown, 0).generation
         try:
-            position = await self._log.append(events, source="test", shown_generation=generation, retain=retain)
+            position = await self._log.append(rows, source="test", shown_generation=generation, retain=retain)
         except FeedUnavailableError as error:
             return str(error).partition(" script: ")[0].rstrip(")")  # a real one says where in the script, too
         return self._named(position.generation), position.number

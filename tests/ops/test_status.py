@@ -26,6 +26,7 @@ async def test_a_node_that_follows(make_node: MakeNode) -> None:
     assert seen["generation"] == position.generation
     assert Position.parse(seen["floor"]).generation == position.generation
     assert (seen["fresh"], seen["draining"], seen["replay_done"]) == (True, False, True)
+    assert seen["replay"] == {"events_read": 0, "share": 1.0}
 
 
 async def test_tiers_count_their_hits(make_node: MakeNode, origin: DemoOrigin) -> None:
@@ -62,6 +63,6 @@ async def test_the_fence_shows_what_it_remembers(make_node: MakeNode) -> None:
 async def test_what_a_node_without_feed_does_not_know_is_null(make_node: MakeNode, unreachable_url: str) -> None:
     node = await make_node(redis_url=unreachable_url)
     seen = await status_of(node)
-    for unknown in ("position", "generation", "floor", "freshness_seconds", "lease_seconds"):
+    for unknown in ("position", "generation", "floor", "freshness_seconds", "lease_seconds", "replay"):
         assert seen[unknown] is None
     assert (seen["state"], seen["fresh"], seen["replay_done"]) == ("BOOTSTRAPPING", False, False)
