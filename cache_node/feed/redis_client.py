@@ -1,4 +1,4 @@
-"""The one function that builds every Redis client, and a line past it for the calls that a node makes all the time.
+"""The one function that builds every Redis client, and a way past it for the calls that a node makes all the time.
 
 Explicit timeouts and protocol, and no retries by the library: redis-py repeats ten times by default, which turned one
 publish across a stall of 1.2 s into two events.  Who may repeat a call does so itself, inside its own deadline.
@@ -45,6 +45,13 @@ def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) 
     return Redis.from_pool(pool)
 
 
+def connections_to(url: str, *, timeout_seconds: float) -> Callable[[], Any]:
+    """What makes redis-py's connections, for `exchange`; the timeout is that of the connect."""
+    # The pool alone knows what kind of connection the URL means, and how to sign in there.
+    made: Callable[[], Any] = build_client(url, timeout_seconds=timeout_seconds).connection_pool.make_connection
+    return made
+
+
 class Line:
     """One connection, made when it is needed, for calls one after the other; `aclose()` ends it.
 
@@ -52,9 +59,7 @@ class Line:
     """
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
-        # The pool alone knows what kind of connection the URL means, and how to sign in there.
-        pool = build_client(url, timeout_seconds=timeout_seconds).connection_pool
-        self._new_connection: Callable[[], Any] = pool.make_connection
+        self._new_connection = connections_to(url, timeout_seconds=timeout_seconds)
         self._connection: Any = None
         self._turn = asyncio.Lock()
 
@@ -78,16 +83,28 @@ class Line:
         async with self._turn:
             if self._connection is None:
                 self._connection = self._new_connection()
-            await self._connection.connect()
-            await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-            # A late reply never becomes another command's: broken off here, redis-py closes the connection.
-            return [await self._reply() for _ in commands]
+            return await exchange(self._connection, commands)
 
-    async def _reply(self) -> Any:
-        try:
-            return await self._connection.read_response()
-        except ResponseError as error:
-            return error
+
+async def exchange(connection: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    """The replies in order, an error of a command in place of its reply, on a connection of redis-py's.
+
+    It ends when anything goes wrong: a late reply must not become another command's.
+    """
+    try:
+        await connection.connect()
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        return [await _reply(connection) for _ in commands]
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def _checked(reply: Any) -> Any:

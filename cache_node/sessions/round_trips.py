@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from cache_node.feed.redis_client import REDIS_ERRORS, build_client
+from cache_node.feed.redis_client import REDIS_ERRORS, connections_to, exchange
 
 TIMEOUT_SECONDS = 0.25
 """A tier slower than this is not worth waiting for: the origin is asked."""
@@ -28,9 +27,7 @@ class RoundTrips:
     """Owns its connections, which are made when they are needed; `aclose()` ends them."""
 
     def __init__(self, url: str) -> None:
-        # The pool alone knows what kind of connection the URL means, and how to sign in there.
-        client = build_client(url, timeout_seconds=TIMEOUT_SECONDS, max_connections=MAX_CONNECTIONS)
-        self._new_connection: Callable[[], Any] = client.connection_pool.make_connection
+        self._new_connection = connections_to(url, timeout_seconds=TIMEOUT_SECONDS)
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._idle: list[Any] = []
 
@@ -49,29 +46,11 @@ class RoundTrips:
             async with asyncio.timeout(TIMEOUT_SECONDS), self._turns:
                 connection = self._idle.pop() if self._idle else self._new_connection()
                 try:
-                    return await _exchange(connection, commands)
+                    return await exchange(connection, commands)
                 except RedisTimeoutError:
                     raise
                 except RedisConnectionError:
-                    return await _exchange(connection, commands)
+                    return await exchange(connection, commands)
                 finally:
                     self._idle.append(connection)
         return None
-
-
-async def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
-    """On a connection that ends when anything goes wrong: a late reply must not become another command's."""
-    try:
-        await connection.connect()
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        return [await _reply(connection) for _ in commands]
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
