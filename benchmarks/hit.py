@@ -138,7 +138,7 @@ def rows(rounds: Rounds) -> list[list[str]]:
     return made
 
 
-def judge(results: Mapping[str, Rounds]) -> list[tuple[str, bool]]:
+def judge(results: Mapping[str, Rounds]) -> report.Verdicts:
     """What is promised of each case and baseline that was measured, and whether it holds."""
     verdicts = []
     for case, base, limit in PROMISES:
@@ -163,13 +163,10 @@ async def bench(options: argparse.Namespace) -> int:
         "cases": {
             case: {name: [asdict(one) for one in each] for name, each in r.items()} for case, r in results.items()
         },
-        "promises": [{"promise": text, "holds": holds} for text, holds in verdicts],
+        "promises": report.shown(verdicts),
     }
     report.write(options.results, "hit", found)
-    print()
-    for text, holds in verdicts:
-        print("PASS" if holds else "FAIL", text)
-    return 0 if all(holds for _, holds in verdicts) else 1
+    return report.judged(verdicts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -84,6 +84,23 @@ def write(folder: Path, name: str, results: object) -> None:
     (folder / f"{name}.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
 
 
+Verdicts = list[tuple[str, bool]]
+"""What is promised, with what was measured, and whether that holds."""
+
+
+def shown(verdicts: Verdicts) -> list[dict[str, Any]]:
+    """As they are written."""
+    return [{"promise": text, "holds": holds} for text, holds in verdicts]
+
+
+def judged(verdicts: Verdicts) -> int:
+    """Print them; the exit status, 1 if a promise does not hold."""
+    print()
+    for text, holds in verdicts:
+        print("PASS" if holds else "FAIL", text)
+    return 0 if all(holds for _, holds in verdicts) else 1
+
+
 def spread(values: Sequence[float]) -> str:
     """The median, and from where to where the rounds went."""
     if len(values) == 1:

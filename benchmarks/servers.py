@@ -96,6 +96,12 @@ def pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def unpin(server: Server) -> None:
+    """Let its processes run on both cores, which whoever started them kept to one."""
+    for pid in _family(server.pid):
+        os.sched_setaffinity(pid, {SERVER_CORE, LOAD_CORE})
+
+
 def tool(name: str, package: str) -> str:
     """The path of a program, which apt-get installs if it is not there.  Raises CacheNodeError if that fails."""
     found = shutil.which(name)

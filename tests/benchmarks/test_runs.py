@@ -96,11 +96,24 @@ async def test_invalidation_in_short(tmp_path: Path, capsys: pytest.CaptureFixtu
     options = ["--seconds", "0.2", "--rounds", "1", "--nodes", "2", "--rates", "50"]
     parsed = invalidate.parser().parse_args([*options, "--results", str(tmp_path)])
     assert await invalidate.bench(parsed) == 0
-    assert "the last of 2 nodes" in capsys.readouterr().out
-    found = json.loads((tmp_path / "invalidate.json").read_text())["results"]["50"]
-    assert all(0 < heeded < 10 for heeded in found["heeded"])
-    assert found["heeded"]
+    assert "the last old answer of 2 nodes" in capsys.readouterr().out
+    found = json.loads((tmp_path / "invalidate.json").read_text())["results"]["rates"]["50"]
+    assert found["watched"]
+    for one in found["watched"]:
+        assert 0 < one["publish"] < 10
+        assert 0 <= one["last_old"] <= one["denied"] < 10
     assert found["overslept"]
+
+
+@pytest.mark.parametrize(
+    ("slow_of_100", "verdicts"), [(0, [True, True]), (2, [True, False]), (50, [True, False]), (51, [False, False])]
+)
+def test_a_revocation_is_judged_by_its_last_old_answers(slow_of_100: int, verdicts: list[bool]) -> None:
+    """However long the publish calls took, and the questions after."""
+    watched = [invalidate.Watched(1.0, 0.016 if number < slow_of_100 else 0.005, 1.0) for number in range(100)]
+    found = invalidate.Found(watched, [0.001], [100.0])
+    assert [holds for _, holds in invalidate.judge({1: found, 100: found}, 8)] == verdicts
+    assert invalidate.judge({1: found, 1000: found}, 8) == []
 
 
 def test_a_filled_tier_costs_more_than_its_bodies() -> None:
