@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,11 +10,13 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import invalidate, memory, report
+from benchmarks import beside_kratos, invalidate, memory, miss, report
+from benchmarks.beside_kratos import Beside
 from benchmarks.hit import PROMISES, Round, Rounds, judge, rows
 from benchmarks.latency import Points, is_late, plot
 from benchmarks.latency import rows as latency_rows
 from benchmarks.load import Load
+from cache_node.errors import CacheNodeError
 
 pytestmark = pytest.mark.process
 
@@ -114,6 +117,42 @@ def test_a_revocation_is_judged_by_its_last_old_answers(slow_of_100: int, verdic
     found = invalidate.Found(watched, [0.001], [100.0])
     assert [holds for _, holds in invalidate.judge({1: found, 100: found}, 8)] == verdicts
     assert invalidate.judge({1: found, 1000: found}, 8) == []
+
+
+def cost(node_us: float, valkey_us: float) -> miss.Cost:
+    return miss.Cost(node_us, valkey_us, Load(requests=100, seconds=1.0, p50=0.001, p99=0.002, p999=0.003, max=0.004))
+
+
+@pytest.mark.parametrize(
+    ("node_us", "valkey_us", "through_ms", "asked", "broken"),
+    [
+        (30.0, 10.0, 4.8, 1, []),
+        (30.0, 10.1, 4.8, 1, ["redis hit"]),
+        (30.0, 10.0, 4.81, 1, ["cold read"]),
+        (30.0, 10.0, 4.8, 2, ["1000 cold readers"]),
+    ],
+)
+def test_a_miss_is_judged_with_all_that_it_costs(
+    node_us: float, valkey_us: float, through_ms: float, asked: int, broken: list[str]
+) -> None:
+    costs = {"memory": [cost(5.0, 0.0)] * 3, "redis": [cost(node_us, valkey_us)] * 3}
+    beside = [Beside([0.001, through_ms / 1000, 0.1], [0.001, 0.004, 0.1])] * 3
+    verdicts = miss.judge(costs, beside, [1, asked, 1])
+    assert len(verdicts) == 3
+    assert [text.partition(":")[0].partition(" at ")[0] for text, holds in verdicts if not holds] == broken
+
+
+async def test_without_a_kratos_the_rest_is_judged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find() -> Path:
+        raise CacheNodeError("no Postgres")
+
+    monkeypatch.setattr(beside_kratos, "find_installation", find)
+    assert await miss.measure_beside_kratos(argparse.Namespace(rounds=1)) == []
+    assert capsys.readouterr().out == "not measured beside a real Kratos: no Postgres\n"
+    verdicts = miss.judge({"memory": [cost(5.0, 0.0)], "redis": [cost(30.0, 1.0)]}, [], [1])
+    assert [holds for _, holds in verdicts] == [True, True]
 
 
 def test_a_filled_tier_costs_more_than_its_bodies() -> None:
