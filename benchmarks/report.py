@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import functools
 import json
+import math
 import os
 import platform
 import shutil
@@ -79,9 +80,18 @@ def _said(*command: str) -> str:
 
 
 def write(folder: Path, name: str, results: object) -> None:
-    """`folder`/`name`.json."""
+    """`folder`/`name`.json; JSON has no infinity, so the time of an answer that never came is null."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+    written = json.dumps({"machine": machine(), "results": _finite(results)}, indent=1, allow_nan=False)
+    (folder / f"{name}.json").write_text(written + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if value == math.inf else value
 
 
 Verdicts = list[tuple[str, bool]]

@@ -83,6 +83,18 @@ def test_the_plot_is_a_file_of_its_own_and_has_a_line_for_each() -> None:
     assert "2 k/s" in [text.text for text in svg.findall("{*}text")]
 
 
+def test_an_answer_that_never_came_is_null_in_the_results(tmp_path: Path) -> None:
+    """JSON has no infinity, and strict readers refuse the whole file."""
+    report.write(tmp_path, "latency", {"seconds": POINTS, "waits": (0.5, float("inf"))})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads((tmp_path / "latency.json").read_text(), parse_constant=refuse)["results"]
+    assert found["seconds"]["node"]["2000"] == {"p50": [0.1], "p99": [None]}
+    assert found["waits"] == [0.5, None]
+
+
 def test_the_machine_is_described_and_not_named() -> None:
     facts = report.machine()
     assert {"cores", "cpu", "kernel", "python", "commit", "versions"} <= facts.keys()
