@@ -62,6 +62,7 @@ async def kratos() -> AsyncIterator[tuple[Server, list[str]]]:
     server = KratosServer()
     with pinned(SERVER_CORE):
         await server.start()
+    report.progress("Kratos is ready")
     try:
         await server.create_identity(_PERSON, _PASSWORD)
         places = asyncio.Semaphore(LOGINS_AT_ONCE)

@@ -59,7 +59,7 @@ LATER_AT_MOST_SECONDS = 0.01
 TIMES_AT_MOST = 2
 LIFETIME_SECONDS = 86400.0
 WRITTEN_AT_ONCE = 500
-PROGRESS_ENTRIES = 100_000
+PROGRESS_ENTRIES = 50_000
 PROBES_PER_SECOND = 500
 PROBE_CONNECTIONS = 16
 INSERTING_READERS = 4
@@ -268,12 +268,17 @@ async def bench(options: argparse.Namespace) -> int:
     return report.judged(verdicts)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = report.parser("memory", __doc__, rounds=1, seconds=8.0)
+    made.add_argument("--entries", type=int, default=1_000_000, help="default: 1,000,000")
+    made.add_argument("--fill", type=int, metavar="N", help="only fill a tier with so many, and print the bytes each")
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = report.parser("memory", __doc__, rounds=1, seconds=10.0)
-    parser.add_argument("--entries", type=int, default=1_000_000, help="default: 1,000,000")
-    parser.add_argument("--fill", type=int, metavar="N", help="only fill a tier with so many, and print the bytes each")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.fill:
         print(fill(options.fill))
         return 0

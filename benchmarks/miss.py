@@ -83,6 +83,7 @@ class Pair:
         first = self._take()
         spent = self._meter(self._a)
         cold = spent(await self._fresh(self._a, first, APART, READERS, self._seconds * COLD_FACTOR))
+        report.progress(f"{cold.load.requests} read cold")
         with redis.Redis.from_url(self._valkey.url) as client:
             await eventually(_at_rest(client), lambda: "Valkey still gets entries", 10.0)
         spent, asked = self._meter(self._b), origin_count(self._origin)
@@ -171,7 +172,7 @@ async def measure_pair(options: argparse.Namespace) -> tuple[dict[str, list[Cost
             costs["cold"].append(cold)
             costs["redis"].append(found)
             added.append(await pair.added())
-            report.progress(f"round {number + 1}: cold, redis, and cold on one connection")
+            report.progress(f"round {number + 1}: redis, and cold on one connection")
     return costs, added
 
 

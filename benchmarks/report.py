@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_node.errors import CacheNodeError
+from tests.waiting import NotInTimeError
 
 RESULTS = Path(__file__).parent / "results"
 _VERSIONS = (("nginx", "-v"), ("varnishd", "-V"), ("wrk", "-v"), ("gcc", "--version"))
@@ -41,7 +42,7 @@ def run(measured: Coroutine[Any, Any, int]) -> int:
     machine()
     try:
         return asyncio.run(measured)
-    except CacheNodeError as error:
+    except (CacheNodeError, NotInTimeError) as error:
         print(f"could not run: {error}", file=sys.stderr)
         return 2
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import beside_kratos, invalidate, memory, miss, report
+from benchmarks.asking import Asker
 from benchmarks.beside_kratos import Beside
 from benchmarks.hit import PROMISES, Round, Rounds, judge, rows
 from benchmarks.latency import Points, is_late, plot
 from benchmarks.latency import rows as latency_rows
 from benchmarks.load import Load
+from benchmarks.servers import node, origin_count, pinned_valkey, python_app
+from benchmarks.sessions import token_of
 from cache_node.errors import CacheNodeError
 
 pytestmark = pytest.mark.process
@@ -107,6 +113,27 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert "hit latency miss" in capsys.readouterr().err
 
 
+def test_all_run_though_some_fail_or_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in its turn, with its defaults; the worst of their statuses is that of all."""
+    asked: list[tuple[str, Sequence[str]]] = []
+
+    def module(name: str) -> SimpleNamespace:
+        async def give_up() -> int:
+            raise CacheNodeError("no machine for it")
+
+        def main(arguments: Sequence[str]) -> int:
+            asked.append((name, arguments))
+            return report.run(give_up()) if name.endswith("miss") else int(name.endswith("hit"))
+
+        return SimpleNamespace(main=main)
+
+    monkeypatch.setattr(bench, "import_module", module)
+    assert bench.main([]) == 2
+    assert asked == [(f"benchmarks.{name}", ()) for name in bench.NAMES]
+    assert bench.main(["hit", "--rounds", "1"]) == 1
+    assert asked[-1] == ("benchmarks.hit", ["--rounds", "1"])
+
+
 async def test_invalidation_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seconds", "0.2", "--rounds", "1", "--nodes", "2", "--rates", "50"]
     parsed = invalidate.parser().parse_args([*options, "--results", str(tmp_path)])
@@ -168,4 +195,36 @@ async def test_without_a_kratos_the_rest_is_judged(
 
 
 def test_a_filled_tier_costs_more_than_its_bodies() -> None:
-    assert 100 < memory.filled_elsewhere(5000) < 3000
+    assert 100 < memory.filled_elsewhere(5000) < 350
+
+
+def waits(latest_hit: float, latest_answer: float, usual: float = 0.001) -> memory.Waits:
+    return memory.Waits(1000, [usual] * 999 + [latest_hit], [0.001] * 999 + [latest_answer], [0.001])
+
+
+def test_many_entries_are_judged_by_what_they_take_and_make_wait() -> None:
+    """The latest of any round counts, and the machine's own lateness does not."""
+    few = [waits(0.05, 0.05)] * 2
+    kept = memory.judge([350.0, 350.0], few, [waits(0.0299, 0.02, 0.002), waits(0.109, 0.1)], 5000)
+    assert [holds for _, holds in kept] == [True, True, True]
+    dear = memory.judge([351.0, 351.0], few, [waits(0.02, 0.02), waits(0.111, 0.1)], 5000)
+    assert [holds for _, holds in dear] == [False, False, True]
+    slow = memory.judge([100.0, 100.0], few, [waits(0.02, 0.02, 0.0021)] * 2, 5000)
+    assert [holds for _, holds in slow] == [True, True, False]
+
+
+async def test_what_is_written_into_valkey_is_found_there_by_a_node() -> None:
+    """Or the benchmark would insert nothing."""
+    async with python_app("origin") as origin:
+        with pinned_valkey() as valkey:
+            await memory.write_sealed(valkey, 3)
+            async with node(origin, valkey.url) as server:
+                with contextlib.closing(Asker(server.url)) as asker:
+                    heads = [await asker.ask(token_of(number)) for number in (1, 3, 1)]
+        assert origin_count(origin) == 0
+    assert [head.rpartition(b"detail=")[2].partition(b"\r\n")[0] for head in heads] == [b"redis", b"redis", b"memory"]
+
+
+async def test_more_entries_than_there_is_memory_for_are_refused() -> None:
+    with pytest.raises(CacheNodeError, match=r"need 5632\.0 GB of memory"):
+        await memory.measure_waits(memory.parser().parse_args(["--entries", str(10**9)]))
