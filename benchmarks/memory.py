@@ -3,23 +3,25 @@
 A process of its own fills a memory tier and looks at its resident memory.  Then --entries sessions are written into a
 Valkey, sealed as a node would, and a node with room for all of them is asked for one session, open loop, while readers
 find the others in Redis, which inserts them in memory as fast as it goes.  At the same time and rate, on the same core,
-the floor is asked, a C program that writes a constant: what the machine makes wait makes both wait.  The same is done
-with room for about 1,000, so that as many are evicted as inserted.  A process that only sleeps on that core shows how
-late the machine wakes anybody.  Exit status 1: it is more than is promised.
+the floor is asked, a C program that writes a constant: what the machine makes wait makes both wait.  In turn with it a
+node is asked that has room for about 1,000, so that it evicts as many as it inserts.  A process that only sleeps on
+that core shows how late the machine wakes anybody.  Exit status 1: it is more than is promised.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,8 +54,8 @@ REDIS_BYTES = 3072
 SHARES = {"p50": 0.5, "p99.9": 0.999, "longest": 1.0}
 STRAY_SHARE = 0.01
 """Of the reads, that others may be than hits in Redis."""
-FEW_SHARE = 0.1
-"""Of the entries, that are inserted where there is room for few."""
+TURNS_OF_MANY = 2
+"""Of the node with room for all, behind one of the other."""
 BYTES_AT_MOST = 350
 LATER_AT_MOST_SECONDS = 0.01
 TIMES_AT_MOST = 2
@@ -143,6 +145,16 @@ class Waits:
     hits: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     asleep: list[float] = field(default_factory=list)
+    later: float = -math.inf
+    """By how much the node's latest was later than the floor's, in the turn in which that was most."""
+
+    def add(self, inserted: int, hits: list[float], floor: list[float], asleep: list[float]) -> None:
+        """A turn."""
+        self.inserted += inserted
+        self.hits += hits
+        self.floor += floor
+        self.asleep += asleep
+        self.later = max(self.later, max(hits) - max(floor))
 
     def percentiles(self) -> dict[str, dict[str, float]]:
         """Of each."""
@@ -152,53 +164,62 @@ class Waits:
             for name, values in ascending.items()
         }
 
-    @property
-    def later(self) -> float:
-        """By how much the node's latest was later than the floor's."""
-        return max(self.hits) - max(self.floor)
+
+class Inserting:
+    """Nodes over a Valkey that has all the sessions, and a floor on their core."""
+
+    def __init__(self, nodes: Mapping[int, Server], floor: Server, binary: str, options: argparse.Namespace) -> None:
+        self._nodes = nodes
+        self._floor = floor
+        self._binary = binary
+        self._entries: int = options.entries
+        self._seconds: float = options.seconds
+        self.waits = {room: Waits() for room in nodes}
+
+    async def turn(self, room: int) -> None:
+        """The node with room for so many gets further sessions, and the first ones again once it has had all."""
+        server, waits = self._nodes[room], self.waits[room]
+        first = waits.inserted % self._entries
+        left = self._entries - first
+        with sleeper(SERVER_CORE) as overslept:
+            probing = asyncio.gather(self._probe(server), self._probe(self._floor))
+            load = await run_wrk_fresh(
+                server.url, self._seconds, 1 + first, left, body_bytes=BODY_BYTES, connections=INSERTING_READERS
+            )
+            hits, answers = await probing
+        waits.add(min(load.requests, left), hits, answers, overslept)
+        report.progress(f"room for {room}: {waits.inserted} inserted")
+
+    async def _probe(self, server: Server) -> list[float]:
+        rate, connections = PROBES_PER_SECOND, PROBE_CONNECTIONS
+        return await run_open_loop(
+            self._binary, server.url, rate, self._seconds, token=token_of(0), connections=connections
+        )
 
 
-async def wait_while_inserting(
-    inserts: int, written: int, room: int, origin: Server, valkey: Server, directory: Path, seconds: float
-) -> Waits:
-    """A node with `room` for so many entries, asked while `inserts` of those that are written come in, or some more.
-
-    In turns of `seconds`; when all are in, the rest of the turn reads them again.
-    """
-    waits = Waits()
+async def wait_while_inserting(options: argparse.Namespace, origin: Server, valkey: Server) -> dict[int, Waits]:
+    """By room, until all entries are in where there is room for them; in turns, as the machine is never the same."""
     token = token_of(0)
     lifetimes = dict.fromkeys(("entry_ttl_seconds", "fence_window_seconds"), str(LIFETIME_SECONDS))
-    binary = compiled(OPEN_LOOP, directory)
-
-    async def probe(server: Server) -> list[float]:
-        rate, connections = PROBES_PER_SECOND, PROBE_CONNECTIONS
-        return await run_open_loop(binary, server.url, rate, seconds, token=token, connections=connections)
-
-    async with node(origin, valkey.url, memory_bytes=str(room * ROOM_BYTES), **lifetimes) as server, floor() as base:
-        await check("node", server, origin, {f"X-Session-Token: {token}": body_of(token) or b""})
+    async with contextlib.AsyncExitStack() as stack:
+        binary = compiled(OPEN_LOOP, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))))
+        base = await stack.enter_async_context(floor())
+        nodes = {}
+        for room in (FEW, options.entries):
+            server = node(origin, valkey.url, memory_bytes=str(room * ROOM_BYTES), **lifetimes)
+            nodes[room] = await stack.enter_async_context(server)
+            await check("node", nodes[room], origin, {f"X-Session-Token: {token}": body_of(token) or b""})
         asked = origin_count(origin)
-        while waits.inserted < inserts:
-            with sleeper(SERVER_CORE) as overslept:
-                probing = asyncio.gather(probe(server), probe(base))
-                left = written - waits.inserted
-                load = await run_wrk_fresh(
-                    server.url,
-                    seconds,
-                    1 + waits.inserted,
-                    left,
-                    body_bytes=BODY_BYTES,
-                    connections=INSERTING_READERS,
-                )
-                hits, answers = await probing
-            waits.inserted += min(load.requests, left)
-            waits.hits += hits
-            waits.floor += answers
-            waits.asleep += overslept
-            report.progress(f"room for {room}: {waits.inserted} inserted")
-        strays = origin_count(origin) - asked
-        if strays > STRAY_SHARE * waits.inserted:
-            raise BadAnswerError(f"of {waits.inserted} reads {strays} were not found in Redis")
-    return waits
+        inserting = Inserting(nodes, base, binary, options)
+        while inserting.waits[options.entries].inserted < options.entries:
+            await inserting.turn(FEW)
+            for _ in range(TURNS_OF_MANY):
+                if inserting.waits[options.entries].inserted < options.entries:
+                    await inserting.turn(options.entries)
+        strays, all_inserted = origin_count(origin) - asked, sum(one.inserted for one in inserting.waits.values())
+        if strays > STRAY_SHARE * all_inserted:
+            raise BadAnswerError(f"of {all_inserted} reads {strays} were not found in Redis")
+    return inserting.waits
 
 
 def row_of(room: int, rounds: Sequence[Waits]) -> list[str]:
@@ -238,17 +259,11 @@ async def measure_waits(options: argparse.Namespace) -> dict[int, list[Waits]]:
     needed = entries * (ROOM_BYTES + REDIS_BYTES)
     if psutil.virtual_memory().available < needed:
         raise CacheNodeError(f"{entries} entries need {needed / 1e9:.1f} GB of memory: give fewer --entries")
-    waits: dict[int, list[Waits]] = {FEW: [], entries: []}
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory, pinned_valkey(entries * REDIS_BYTES) as valkey:
+    with pinned_valkey(entries * REDIS_BYTES) as valkey:
         async with python_app("origin") as origin:
             await write_sealed(valkey, entries)
-            for _ in range(options.rounds):
-                for room, inserts in ((FEW, int(entries * FEW_SHARE)), (entries, entries)):
-                    seen = await wait_while_inserting(
-                        inserts, entries, room, origin, valkey, Path(directory), options.seconds
-                    )
-                    waits[room].append(seen)
-    return waits
+            rounds = [await wait_while_inserting(options, origin, valkey) for _ in range(options.rounds)]
+    return {room: [waits[room] for waits in rounds] for room in (FEW, entries)}
 
 
 async def bench(options: argparse.Namespace) -> int:
@@ -260,7 +275,7 @@ async def bench(options: argparse.Namespace) -> int:
     print(report.table("ms of a hit while others are inserted", [heads, *(row_of(*one) for one in waits.items())]))
     verdicts = judge(each, waits[FEW], waits[options.entries], options.entries)
     shown = {
-        room: [{"inserted": one.inserted, "seconds": one.percentiles()} for one in rounds]
+        room: [{"inserted": one.inserted, "later": one.later, "seconds": one.percentiles()} for one in rounds]
         for room, rounds in waits.items()
     }
     found = {"bytes_each": each, "waits": shown, "promises": report.shown(verdicts)}

@@ -199,11 +199,14 @@ def test_a_filled_tier_costs_more_than_its_bodies() -> None:
 
 
 def waits(latest_hit: float, latest_answer: float, usual: float = 0.001) -> memory.Waits:
-    return memory.Waits(1000, [usual] * 999 + [latest_hit], [0.001] * 999 + [latest_answer], [0.001])
+    made = memory.Waits()
+    made.add(1000, [usual] * 999 + [latest_hit], [0.001] * 999 + [latest_answer], [0.001])
+    made.add(1000, [usual] * 1000, [0.001] * 999 + [5.0], [0.001])
+    return made
 
 
 def test_many_entries_are_judged_by_what_they_take_and_make_wait() -> None:
-    """The latest of any round counts, and the machine's own lateness does not."""
+    """The latest of any turn counts, and the machine's own lateness in that turn does not."""
     few = [waits(0.05, 0.05)] * 2
     kept = memory.judge([350.0, 350.0], few, [waits(0.0299, 0.02, 0.002), waits(0.109, 0.1)], 5000)
     assert [holds for _, holds in kept] == [True, True, True]
