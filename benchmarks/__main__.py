@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from benchmarks.report import progress
+
 NAMES = ("hit", "latency", "miss", "invalidate", "feed", "evict", "memory", "slow_clients")
 
 
@@ -14,8 +16,14 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] not in NAMES:
         print(f"there is no benchmark {arguments[0]!r}, only: {' '.join(NAMES)}", file=sys.stderr)
         return 2
-    chosen = arguments[:1] or NAMES
-    return max(int(import_module(f"benchmarks.{name}").main(arguments[1:])) for name in chosen)
+    if arguments:
+        return _run(arguments[0], arguments[1:])
+    return max([_run(name, ()) for name in NAMES])
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    progress(f"{name} begins")
+    return int(import_module(f"benchmarks.{name}").main(arguments))
 
 
 if __name__ == "__main__":

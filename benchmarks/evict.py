@@ -237,10 +237,7 @@ def bench(options: argparse.Namespace) -> int:
         for (name, share, ratios), (text, holds) in zip(found, verdicts, strict=True)
     ]
     report.write(options.results, "evict", shown)
-    print()
-    for text, holds in verdicts:
-        print("PASS" if holds else "FAIL", text)
-    return 0 if all(holds for _, holds in verdicts) else 1
+    return report.judged(verdicts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

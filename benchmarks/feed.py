@@ -383,13 +383,13 @@ async def bench(options: argparse.Namespace) -> int:
     print(report.table(f"the feed, {options.events:,} events", rows(figures)))
     found = [asdict(figure) | {"holds": figure.holds} for figure in figures]
     report.write(options.results, "feed", {"events": options.events, "figures": found})
-    print()
-    for figure in figures:
-        if figure.at_most is not None:
-            median = statistics.median(figure.values)
-            verdict = "PASS" if figure.holds else "FAIL"
-            print(f"{verdict} {figure.what}: {median:.3g} {figure.unit}, at most {figure.at_most:g}")
-    return 0 if all(figure.holds for figure in figures) else 1
+    return report.judged(
+        [
+            (f"{one.what}: {statistics.median(one.values):.3g} {one.unit}, at most {one.at_most:g}", one.holds)
+            for one in figures
+            if one.at_most is not None
+        ]
+    )
 
 
 def parser() -> argparse.ArgumentParser:

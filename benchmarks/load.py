@@ -23,6 +23,9 @@ from cache_node.sessions.origin import WHOAMI_PATH
 OPEN_LOOP = Path(__file__).with_name("open_loop.c")
 SCRIPT = Path(__file__).with_name("load.lua")
 
+TIMEOUT_SECONDS = 10
+"""A server that lets newcomers wait, as uvicorn does when many are busy, is slow and no failure."""
+
 
 class BadAnswerError(CacheNodeError):
     """A server gave an answer that is none to compare."""
@@ -53,7 +56,15 @@ async def run_wrk(
 
     wrk knows whole seconds only.  Raises BadAnswerError if an answer was not 2xx, or was shorter than `least_bytes`.
     """
-    how = ["-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", "-s", str(SCRIPT), url + WHOAMI_PATH]
+    how = [
+        "-t1",
+        f"-c{connections}",
+        f"-d{math.ceil(seconds)}s",
+        f"--timeout={TIMEOUT_SECONDS}s",
+        "-s",
+        str(SCRIPT),
+        url + WHOAMI_PATH,
+    ]
     for header, value in headers.items():
         how += ["-H", f"{header}: {value}"]
     with pinned(LOAD_CORE):

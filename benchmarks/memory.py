@@ -1,49 +1,76 @@
 """`python -m benchmarks.memory`: what an entry costs beside its bytes, and whether many of them make anybody wait.
 
-A process of its own fills a memory tier and looks at its resident memory.  Then a node is asked for one session, open
-loop, while cold reads insert --entries others: once with room for about 1,000, and once with room for all.  What the
-second adds to the longest wait and to p99.9 is what a large tier costs; the cold reads themselves are in both, and so
-is the machine, whose own lateness a process that only sleeps on the node's core shows.
+A process of its own fills a memory tier and looks at its resident memory.  Then --entries sessions are written into a
+Valkey, sealed as a node would, and a node with room for all of them is asked for one session, open loop, while readers
+find the others in Redis, which inserts them in memory as fast as it goes.  At the same time and rate, on the same core,
+the floor is asked, a C program that writes a constant: what the machine makes wait makes both wait.  In turn with it a
+node is asked that has room for about 1,000, so that it evicts as many as it inserts.  A process that only sleeps on
+that core shows how late the machine wakes anybody.  Exit status 1: it is more than is promised.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
-import itertools
+import math
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
+import redis
 
 from benchmarks import report
 from benchmarks.checks import check
 from benchmarks.lateness import sleeper
-from benchmarks.load import OPEN_LOOP, run_open_loop, run_wrk_fresh
-from benchmarks.servers import SERVER_CORE, compiled, node, python_app
+from benchmarks.load import OPEN_LOOP, BadAnswerError, run_open_loop, run_wrk_fresh
+from benchmarks.servers import SERVER_CORE, Server, compiled, floor, node, origin_count, pinned_valkey, python_app
 from benchmarks.sessions import BODY_BYTES, body_of, ids_of, token_of
+from cache_node.environment import PublisherSettings
 from cache_node.errors import CacheNodeError
+from cache_node.feed.names import RedisNames
+from cache_node.feed.position import Position
+from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Entry, Headers
+from cache_node.sessions.keys import KeyRing
 from cache_node.sessions.memory_tier import MemoryTier
+from cache_node.sessions.sealing import seal
+from cache_node.sources.publisher import AsyncPublisher
 from loadtest.results import percentile
+from tests.e2e.processes import SECRET
 
 FEW = 1000
-FILLED_BODY_BYTES = 256
-ROOM_BYTES = 4096
+ROOM_BYTES = 2560
 """A node's room for one entry: body, headers and overhead, generously."""
+REDIS_BYTES = 3072
+"""Valkey's, as generously."""
+SHARES = {"p50": 0.5, "p99.9": 0.999, "longest": 1.0}
+STRAY_SHARE = 0.01
+"""Of the reads, that others may be than hits in Redis."""
+TURNS_OF_MANY = 2
+"""Of the node with room for all, behind one of the other."""
+BYTES_AT_MOST = 350
+LATER_AT_MOST_SECONDS = 0.01
+TIMES_AT_MOST = 2
+LIFETIME_SECONDS = 86400.0
+WRITTEN_AT_ONCE = 500
+PROGRESS_ENTRIES = 50_000
 PROBES_PER_SECOND = 500
 PROBE_CONNECTIONS = 16
 INSERTING_READERS = 4
-APART = 10_000_000
-"""Between the first sessions of two turns."""
 HEADERS: Headers = (
     (b"cache-control", b"private, no-cache, no-store, must-revalidate"),
     (b"content-type", b"application/json; charset=utf-8"),
     (b"vary", b"Cookie"),
-    (b"x-kratos-authenticated-identity-id", b"%b"),
+    (b"x-kratos-authenticated-identity-id", b"%(identity)b"),
 )
 
 
@@ -54,26 +81,30 @@ def resident_bytes() -> int:
 
 def fill(entries: int) -> float:
     """Bytes an entry that this process needs beyond bodies and headers; everything of an entry is its own."""
-    tier = MemoryTier(1 << 40)
+    tier = MemoryTier(1 << 34)
     held = 0
     put(tier, entries)  # what the first entry brings along
     gc.collect()
     before = resident_bytes()
     for number in range(entries):
         held += put(tier, number)
+        if number % PROGRESS_ENTRIES == PROGRESS_ENTRIES - 1:
+            report.progress(f"{number + 1} filled in")
     return (resident_bytes() - before - held) / entries
 
 
 def put(tier: MemoryTier, number: int) -> int:
     """Keep an entry; returns the bytes of its body and headers."""
+    entry = entry_of(number, bytes(BODY_BYTES), Position(1 << 50, number))
+    tier.put(number.to_bytes(32, "little"), entry)
+    return BODY_BYTES + sum(len(name) + len(value) for name, value in entry.headers)
+
+
+def entry_of(number: int, body: bytes, as_of: Position) -> Entry:
+    """As it comes from the network, each header in objects of its own."""
     session_id, identity_id = ids_of(token_of(number))
-    values = (value.replace(b"%b", identity_id.encode()) for _, value in HEADERS)
-    headers = tuple((_copied(name), _copied(value)) for (name, _), value in zip(HEADERS, values, strict=True))
-    body = bytes(FILLED_BODY_BYTES)
-    tier.put(
-        number.to_bytes(32, "little"), Entry.of(body, headers, session_id, identity_id, 4e9, 1.8e9, 1 << 50, number)
-    )
-    return len(body) + sum(len(name) + len(value) for name, value in headers)
+    headers = tuple((_copied(name), _copied(value % {b"identity": identity_id.encode()})) for name, value in HEADERS)
+    return Entry.of(body, headers, session_id, identity_id, 4e9, time.time(), as_of.generation, as_of.number)
 
 
 def _copied(value: bytes) -> bytes:
@@ -83,84 +114,187 @@ def _copied(value: bytes) -> bytes:
 def filled_elsewhere(entries: int) -> float:
     """`fill` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--fill", str(entries)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise CacheNodeError(f"could not fill a memory tier: {done.stderr.strip().splitlines()[-1:]}")
+        raise CacheNodeError("could not fill a memory tier")
     return float(done.stdout)
+
+
+async def write_sealed(valkey: Server, entries: int) -> None:
+    """The sessions numbered from 1 on, as a node with SECRET writes them, as of an event of now."""
+    async with AsyncPublisher(settings=PublisherSettings(valkey.url)) as publisher:
+        as_of = await publisher.session_revoked(str(uuid.uuid4()))
+    keys, names = KeyRing([SECRET]), RedisNames()
+    with redis.Redis.from_url(valkey.url) as client:
+        for first in range(1, entries + 1, WRITTEN_AT_ONCE):
+            batch = client.pipeline(transaction=False)
+            for number in range(first, min(first + WRITTEN_AT_ONCE, entries + 1)):
+                token = token_of(number)
+                key = keys.derive(Credential("token", token.encode()))[0]
+                sealed = seal(key, entry_of(number, body_of(token) or b"", as_of))
+                batch.set(names.entry(key.name), sealed, ex=int(LIFETIME_SECONDS))
+            batch.execute()
+            if (first - 1) % PROGRESS_ENTRIES == 0:
+                report.progress(f"{first - 1} of {entries} written into Valkey")
 
 
 @dataclass(slots=True)
 class Waits:
-    """What was seen while entries were inserted; seconds."""
+    """What was seen while entries were inserted; seconds, of hits of the node, answers of the floor, and sleeps."""
 
     inserted: int = 0
-    took: list[float] = field(default_factory=list)
-    overslept: list[float] = field(default_factory=list)
+    hits: list[float] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
+    asleep: list[float] = field(default_factory=list)
+    later: float = -math.inf
+    """By how much the node's latest was later than the floor's, in the turn in which that was most."""
+
+    def add(self, inserted: int, hits: list[float], floor: list[float], asleep: list[float]) -> None:
+        """A turn."""
+        self.inserted += inserted
+        self.hits += hits
+        self.floor += floor
+        self.asleep += asleep
+        self.later = max(self.later, max(hits) - max(floor))
+
+    def percentiles(self) -> dict[str, dict[str, float]]:
+        """Of each."""
+        ascending = {name: sorted(getattr(self, name)) for name in ("hits", "floor", "asleep")}
+        return {
+            name: {shown: percentile(values, share) for shown, share in SHARES.items()}
+            for name, values in ascending.items()
+        }
 
 
-async def wait_while_inserting(entries: int, room: int, seconds: float, binary: str) -> Waits:
-    """A node with `room` for so many entries, asked while at least `entries` are inserted, in turns of `seconds`."""
-    waits = Waits()
+class Inserting:
+    """Nodes over a Valkey that has all the sessions, and a floor on their core."""
+
+    def __init__(self, nodes: Mapping[int, Server], floor: Server, binary: str, options: argparse.Namespace) -> None:
+        self._nodes = nodes
+        self._floor = floor
+        self._binary = binary
+        self._entries: int = options.entries
+        self._seconds: float = options.seconds
+        self.waits = {room: Waits() for room in nodes}
+
+    async def turn(self, room: int) -> None:
+        """The node with room for so many gets further sessions, and the first ones again once it has had all."""
+        server, waits = self._nodes[room], self.waits[room]
+        first = waits.inserted % self._entries
+        left = self._entries - first
+        with sleeper(SERVER_CORE) as overslept:
+            probing = asyncio.gather(self._probe(server), self._probe(self._floor))
+            load = await run_wrk_fresh(
+                server.url, self._seconds, 1 + first, left, body_bytes=BODY_BYTES, connections=INSERTING_READERS
+            )
+            hits, answers = await probing
+        waits.add(min(load.requests, left), hits, answers, overslept)
+        report.progress(f"room for {room}: {waits.inserted} inserted")
+
+    async def _probe(self, server: Server) -> list[float]:
+        rate, connections = PROBES_PER_SECOND, PROBE_CONNECTIONS
+        return await run_open_loop(
+            self._binary, server.url, rate, self._seconds, token=token_of(0), connections=connections
+        )
+
+
+async def wait_while_inserting(options: argparse.Namespace, origin: Server, valkey: Server) -> dict[int, Waits]:
+    """By room, until all entries are in where there is room for them; in turns, as the machine is never the same."""
     token = token_of(0)
-    async with (
-        python_app("origin") as origin,
-        node(origin, memory_bytes=str(room * ROOM_BYTES)) as server,
-    ):
-        await check("node", server, origin, {f"X-Session-Token: {token}": body_of(token) or b""})
-        for turn in itertools.count(1):
-            with sleeper(SERVER_CORE) as overslept:
-                probing = asyncio.create_task(
-                    run_open_loop(
-                        binary, server.url, PROBES_PER_SECOND, seconds, token=token, connections=PROBE_CONNECTIONS
-                    )
-                )
-                load = await run_wrk_fresh(
-                    server.url, seconds, turn * APART, APART, body_bytes=BODY_BYTES, connections=INSERTING_READERS
-                )
-                waits.took += await probing
-            waits.inserted += load.requests
-            waits.overslept += overslept
-            report.progress(f"room for {room}: {waits.inserted} inserted")
-            if waits.inserted >= entries:
-                break
-    return waits
+    lifetimes = dict.fromkeys(("entry_ttl_seconds", "fence_window_seconds"), str(LIFETIME_SECONDS))
+    async with contextlib.AsyncExitStack() as stack:
+        binary = compiled(OPEN_LOOP, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))))
+        base = await stack.enter_async_context(floor())
+        nodes = {}
+        for room in (FEW, options.entries):
+            server = node(origin, valkey.url, memory_bytes=str(room * ROOM_BYTES), **lifetimes)
+            nodes[room] = await stack.enter_async_context(server)
+            await check("node", nodes[room], origin, {f"X-Session-Token: {token}": body_of(token) or b""})
+        asked = origin_count(origin)
+        inserting = Inserting(nodes, base, binary, options)
+        while inserting.waits[options.entries].inserted < options.entries:
+            await inserting.turn(FEW)
+            for _ in range(TURNS_OF_MANY):
+                if inserting.waits[options.entries].inserted < options.entries:
+                    await inserting.turn(options.entries)
+        strays, all_inserted = origin_count(origin) - asked, sum(one.inserted for one in inserting.waits.values())
+        if strays > STRAY_SHARE * all_inserted:
+            raise BadAnswerError(f"of {all_inserted} reads {strays} were not found in Redis")
+    return inserting.waits
 
 
 def row_of(room: int, rounds: Sequence[Waits]) -> list[str]:
     """Milliseconds, round by round."""
     row = [str(room), report.spread([one.inserted for one in rounds])]
-    for values in ([sorted(one.took) for one in rounds], [sorted(one.overslept) for one in rounds]):
-        row += [report.spread([percentile(each, share) * 1000 for each in values]) for share in (0.5, 0.999, 1.0)]
+    found = [one.percentiles() for one in rounds]
+    for name in ("hits", "floor", "asleep"):
+        row += [report.spread([each[name][shown] * 1000 for each in found]) for shown in SHARES]
     return row
 
 
-async def bench(options: argparse.Namespace) -> int:
-    """Measure, print, write."""
-    sizes = sorted({FEW, options.entries})
-    each = {entries: [filled_elsewhere(entries) for _ in range(options.rounds)] for entries in sizes}
-    made = [["entries", "bytes each"], *([str(size), report.spread(values)] for size, values in each.items())]
-    print(report.table("resident memory beyond bodies and headers", made), flush=True)
-    waits: dict[int, list[Waits]] = {room: [] for room in sizes}
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        binary = compiled(OPEN_LOOP, Path(directory))
-        for _ in range(options.rounds):
-            for room in sizes:
-                waits[room].append(await wait_while_inserting(options.entries, room, options.seconds, binary))
-    heads = ["room for", "inserted", "p50 ms", "p99.9 ms", "longest ms", "asleep p50 ms", "p99.9 ms", "longest ms"]
-    print(
-        report.table("a hit while others are inserted", [heads, *(row_of(room, seen) for room, seen in waits.items())])
+def judge(bytes_each: Sequence[float], few: Sequence[Waits], many: Sequence[Waits], entries: int) -> report.Verdicts:
+    """What is promised, and whether it holds: the latest of all rounds, and the medians of the other two."""
+    each = statistics.median(bytes_each)
+    later = max(one.later for one in many)
+    times = statistics.median(
+        one.percentiles()["hits"]["p99.9"] / other.percentiles()["hits"]["p99.9"]
+        for one, other in zip(many, few, strict=True)
     )
-    shown = {room: [asdict(one) for one in rounds] for room, rounds in waits.items()}
-    report.write(options.results, "memory", {"bytes_each": each, "waits": shown})
-    return 0
+    return [
+        (
+            f"{entries} entries: {each:.0f} bytes each beyond body and headers, at most {BYTES_AT_MOST}",
+            each <= BYTES_AT_MOST,
+        ),
+        (
+            f"{entries} inserted: the latest hit {later * 1000:.1f} ms later than the floor's latest answer, at most "
+            f"{LATER_AT_MOST_SECONDS * 1000:g}",
+            later <= LATER_AT_MOST_SECONDS,
+        ),
+        (f"p99.9 {times:.2f} × that with room for {FEW}, at most {TIMES_AT_MOST}", times <= TIMES_AT_MOST),
+    ]
+
+
+async def measure_waits(options: argparse.Namespace) -> dict[int, list[Waits]]:
+    """By room, round by round, all from one Valkey."""
+    entries = options.entries
+    needed = entries * (ROOM_BYTES + REDIS_BYTES)
+    if psutil.virtual_memory().available < needed:
+        raise CacheNodeError(f"{entries} entries need {needed / 1e9:.1f} GB of memory: give fewer --entries")
+    with pinned_valkey(entries * REDIS_BYTES) as valkey:
+        async with python_app("origin") as origin:
+            await write_sealed(valkey, entries)
+            rounds = [await wait_while_inserting(options, origin, valkey) for _ in range(options.rounds)]
+    return {room: [waits[room] for waits in rounds] for room in (FEW, entries)}
+
+
+async def bench(options: argparse.Namespace) -> int:
+    """Measure, print, write, and judge; returns the exit status."""
+    each = [filled_elsewhere(options.entries) for _ in range(options.rounds)]
+    print(f"\n{options.entries} entries take {report.spread(each)} bytes each beyond body and headers", flush=True)
+    waits = await measure_waits(options)
+    heads = ["room for", "inserted", *(f"{name} {shown}" for name in ("hit", "floor", "asleep") for shown in SHARES)]
+    print(report.table("ms of a hit while others are inserted", [heads, *(row_of(*one) for one in waits.items())]))
+    verdicts = judge(each, waits[FEW], waits[options.entries], options.entries)
+    shown = {
+        room: [{"inserted": one.inserted, "later": one.later, "seconds": one.percentiles()} for one in rounds]
+        for room, rounds in waits.items()
+    }
+    found = {"bytes_each": each, "waits": shown, "promises": report.shown(verdicts)}
+    report.write(options.results, "memory", found)
+    return report.judged(verdicts)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = report.parser("memory", __doc__, rounds=1, seconds=8.0)
+    made.add_argument("--entries", type=int, default=1_000_000, help="default: 1,000,000")
+    made.add_argument("--fill", type=int, metavar="N", help="only fill a tier with so many, and print the bytes each")
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = report.parser("memory", __doc__, rounds=1, seconds=10.0)
-    parser.add_argument("--entries", type=int, default=1_000_000, help="default: 1,000,000, which takes 40 minutes")
-    parser.add_argument("--fill", type=int, metavar="N", help="only fill a tier with so many, and print the bytes each")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.fill:
         print(fill(options.fill))
         return 0

@@ -2,8 +2,9 @@
 
 Two nodes over one Valkey.  In each round node b gives memory hits, node a reads sessions cold, and node b finds those
 in Redis, each for 32 readers; then one reader reads cold through a node and past it, whose difference is what the node
-adds.  At last 1,000 readers ask four nodes at once for a session that nobody knows: the origin should be asked once,
-for one node has the fill lock.
+adds.  The same is done at a real Kratos, if one can be had.  At last 1,000 readers ask four nodes at once for a session
+that nobody knows: the origin should be asked once, for one node has the fill lock.  Exit status 1: it costs more than
+is promised.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from dataclasses import asdict, dataclass
 import aiohttp
 import redis
 
-from benchmarks import report
+from benchmarks import beside_kratos, report
+from benchmarks.beside_kratos import Beside
 from benchmarks.checks import check
 from benchmarks.load import BadAnswerError, Load, run_wrk_fresh, run_wrk_list
 from benchmarks.servers import Server, node, origin_count, pinned_valkey, python_app
 from benchmarks.sessions import BODY_BYTES, body_of, token_of
+from cache_node.errors import CacheNodeError
 from cache_node.sessions.origin import WHOAMI_PATH
 from tests.waiting import eventually
 
@@ -37,6 +40,9 @@ COLD_FACTOR = 10
 APART = 10_000_000
 """Between the first sessions of two runs."""
 STRAY_SHARE = 0.01
+REDIS_TIMES_MEMORY = 8
+COLD_ADDS_AT_MOST = 0.2
+CROWD_ASKS_AT_MOST = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,11 @@ class Cost:
     node_us: float
     valkey_us: float
     load: Load
+
+    @property
+    def all_us(self) -> float:
+        """Of both."""
+        return self.node_us + self.valkey_us
 
 
 class Pair:
@@ -72,6 +83,7 @@ class Pair:
         first = self._take()
         spent = self._meter(self._a)
         cold = spent(await self._fresh(self._a, first, APART, READERS, self._seconds * COLD_FACTOR))
+        report.progress(f"{cold.load.requests} read cold")
         with redis.Redis.from_url(self._valkey.url) as client:
             await eventually(_at_rest(client), lambda: "Valkey still gets entries", 10.0)
         spent, asked = self._meter(self._b), origin_count(self._origin)
@@ -155,11 +167,12 @@ async def measure_pair(options: argparse.Namespace) -> tuple[dict[str, list[Cost
         pair = Pair(a, b, valkey, origin, options.seconds)
         for number in range(options.rounds):
             costs["memory"].append(await pair.memory())
+            report.progress(f"round {number + 1}: memory")
             cold, found = await pair.cold_then_redis()
             costs["cold"].append(cold)
             costs["redis"].append(found)
             added.append(await pair.added())
-            report.progress(f"round {number + 1}: memory, cold, redis, and cold on one connection")
+            report.progress(f"round {number + 1}: redis, and cold on one connection")
     return costs, added
 
 
@@ -172,37 +185,75 @@ async def measure_crowd(options: argparse.Namespace) -> list[tuple[int, float]]:
         return [await crowd(nodes, origin, number) for number in range(options.rounds)]
 
 
+def times_memory(costs: dict[str, list[Cost]], tier: str) -> list[float]:
+    """CPU of all processes by that of a memory hit, round by round."""
+    return [one.all_us / hit.all_us for one, hit in zip(costs[tier], costs["memory"], strict=True)]
+
+
 def rows(costs: dict[str, list[Cost]]) -> list[list[str]]:
     """The table of tiers."""
-    made = [["answered from", "node CPU µs", "× memory", "Valkey CPU µs", "requests/s", "p50 ms", "p99 ms"]]
+    made = [["answered from", "node CPU µs", "Valkey CPU µs", "both × memory", "requests/s", "p50 ms", "p99 ms"]]
     for tier, each in costs.items():
-        ratios = [one.node_us / hit.node_us for one, hit in zip(each, costs["memory"], strict=True)]
-        row = [tier, *(report.spread(values) for values in ([one.node_us for one in each], ratios))]
-        row.append(report.spread([one.valkey_us for one in each]))
+        row = [tier, *(report.spread([getattr(one, name) for one in each]) for name in ("node_us", "valkey_us"))]
+        row.append(report.spread(times_memory(costs, tier)))
         row.append(f"{statistics.median(one.load.requests / one.load.seconds for one in each):.0f}")
         row += [report.spread([getattr(one.load, name) * 1000 for one in each]) for name in ("p50", "p99")]
         made.append(row)
     return made
 
 
+def judge(costs: dict[str, list[Cost]], beside: Sequence[Beside], asked: Sequence[int]) -> report.Verdicts:
+    """What is promised, and whether it holds; nothing of Kratos if there was none."""
+    dear = statistics.median(times_memory(costs, "redis"))
+    verdicts = [
+        (f"redis hit: {dear:.2f} × a memory hit's CPU, at most {REDIS_TIMES_MEMORY}", dear <= REDIS_TIMES_MEMORY)
+    ]
+    if beside:
+        adds = statistics.median(one.adds for one in beside)
+        text = f"cold read: adds {adds:.1%} to a real Kratos' p50, at most {COLD_ADDS_AT_MOST:.0%}"
+        verdicts.append((text, adds <= COLD_ADDS_AT_MOST))
+    text = f"{CROWD} cold readers at {NODES} nodes: {max(asked)} requests of the origin, at most {CROWD_ASKS_AT_MOST}"
+    verdicts.append((text, max(asked) <= CROWD_ASKS_AT_MOST))
+    return verdicts
+
+
+async def measure_beside_kratos(options: argparse.Namespace) -> list[Beside]:
+    """Nothing, and a line that says why, where there can be no Kratos."""
+    try:
+        beside = await beside_kratos.measure(options.rounds)
+    except CacheNodeError as error:
+        print(f"not measured beside a real Kratos: {error}")
+        return []
+    through, past = [
+        report.spread([statistics.median(getattr(one, name)) * 1000 for one in beside]) for name in ("through", "past")
+    ]
+    adds = report.spread([one.adds * 100 for one in beside])
+    print(f"beside a real Kratos it takes {through} ms at p50, past the node {past} ms: it adds {adds} %")
+    return beside
+
+
 async def bench(options: argparse.Namespace) -> int:
-    """Measure, print, write."""
+    """Measure, print, write, and judge; returns the exit status."""
     costs, added = await measure_pair(options)
     print(report.table(f"{READERS} readers", rows(costs)))
     print(f"\na cold read on one connection adds {report.spread([one * 1e6 for one in added])} µs to the origin's p50")
+    beside = await measure_beside_kratos(options)
     crowds = await measure_crowd(options)
     asked, took = zip(*crowds, strict=True)
     print(
         f"{CROWD} readers of one new session at {NODES} nodes cost the origin {report.spread(asked)} requests", end=""
     )
     print(f" and have it after {report.spread([one * 1000 for one in took])} ms")
+    verdicts = judge(costs, beside, asked)
     found = {
         "costs": {tier: [asdict(one) for one in each] for tier, each in costs.items()},
         "added_seconds": added,
+        "beside_kratos": [asdict(one) for one in beside],
         "crowds": [{"origin_requests": count, "seconds": seconds} for count, seconds in crowds],
+        "promises": report.shown(verdicts),
     }
     report.write(options.results, "miss", found)
-    return 0
+    return report.judged(verdicts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

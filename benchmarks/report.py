@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import functools
 import json
+import math
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_node.errors import CacheNodeError
+from tests.waiting import NotInTimeError
 
 RESULTS = Path(__file__).parent / "results"
 _VERSIONS = (("nginx", "-v"), ("varnishd", "-V"), ("wrk", "-v"), ("gcc", "--version"))
@@ -40,7 +42,7 @@ def run(measured: Coroutine[Any, Any, int]) -> int:
     machine()
     try:
         return asyncio.run(measured)
-    except CacheNodeError as error:
+    except (CacheNodeError, NotInTimeError) as error:
         print(f"could not run: {error}", file=sys.stderr)
         return 2
 
@@ -79,9 +81,35 @@ def _said(*command: str) -> str:
 
 
 def write(folder: Path, name: str, results: object) -> None:
-    """`folder`/`name`.json."""
+    """`folder`/`name`.json; JSON has no infinity, so the time of an answer that never came is null."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+    written = json.dumps({"machine": machine(), "results": _finite(results)}, indent=1, allow_nan=False)
+    (folder / f"{name}.json").write_text(written + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if value == math.inf else value
+
+
+Verdicts = list[tuple[str, bool]]
+"""What is promised, with what was measured, and whether that holds."""
+
+
+def shown(verdicts: Verdicts) -> list[dict[str, Any]]:
+    """As they are written."""
+    return [{"promise": text, "holds": holds} for text, holds in verdicts]
+
+
+def judged(verdicts: Verdicts) -> int:
+    """Print them; the exit status, 1 if a promise does not hold."""
+    print()
+    for text, holds in verdicts:
+        print("PASS" if holds else "FAIL", text)
+    return 0 if all(holds for _, holds in verdicts) else 1
 
 
 def spread(values: Sequence[float]) -> str:

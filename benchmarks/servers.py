@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 from benchmarks.apps import COUNT_PATH
 from cache_node.demo._children import end_child, last_line, start_child
-from cache_node.embedded import EmbeddedValkey
+from cache_node.embedded import DEFAULT_MAXMEMORY_BYTES, EmbeddedValkey
 from cache_node.errors import CacheNodeError
 from tests.e2e.processes import ServeProcess
 from tests.waiting import eventually
@@ -96,6 +96,12 @@ def pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def unpin(server: Server) -> None:
+    """Let its processes run on both cores, which whoever started them kept to one."""
+    for pid in _family(server.pid):
+        os.sched_setaffinity(pid, {SERVER_CORE, LOAD_CORE})
+
+
 def tool(name: str, package: str) -> str:
     """The path of a program, which apt-get installs if it is not there.  Raises CacheNodeError if that fails."""
     found = shutil.which(name)
@@ -160,10 +166,10 @@ async def python_app(name: str, *arguments: str) -> AsyncIterator[Server]:
 
 
 @contextlib.contextmanager
-def pinned_valkey() -> Iterator[Server]:
+def pinned_valkey(maxmemory_bytes: int = DEFAULT_MAXMEMORY_BYTES) -> Iterator[Server]:
     """A Valkey of its own."""
     with pinned(SERVER_CORE):
-        valkey = EmbeddedValkey().start()
+        valkey = EmbeddedValkey(maxmemory_bytes=maxmemory_bytes).start()
     try:
         yield Server(valkey.url, valkey.pid)
     finally:

@@ -23,6 +23,11 @@ from cache_node.http.protocol import KEEP_ALIVE_SECONDS, LimitedHttpToolsProtoco
 
 BACKLOG: Final = 2048
 """Connections that the kernel holds until they are accepted."""
+ACCEPTED_AT_ONCE: Final = 32
+"""The socket is given to uvloop so many times, which accepts one connection of each in a turn of the loop.
+
+With once, newcomers wait for a turn each, behind all who are busy [the last of 1,000: up to a second].
+"""
 DRAIN_SECONDS: Final = 10.0
 """How long requests under way may take once a server drains."""
 
@@ -78,7 +83,7 @@ class HttpServer:
         self._drain_seconds = drain_seconds
         self._config = _config(app)
         self._state = ServerState()
-        self._server: asyncio.AbstractServer | None = None
+        self._servers: list[asyncio.AbstractServer] = []
         self._date_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -90,17 +95,19 @@ class HttpServer:
         def connection() -> LimitedHttpToolsProtocol:
             return LimitedHttpToolsProtocol(self._config, self._state, {}, loop, self._lane)
 
-        self._server = await loop.create_server(connection, sock=self._sock, backlog=BACKLOG)
+        for sock in (self._sock, *(self._sock.dup() for _ in range(ACCEPTED_AT_ONCE - 1))):
+            self._servers.append(await loop.create_server(connection, sock=sock, backlog=BACKLOG))
 
     async def drain(self, within_seconds: float | None = None) -> None:
         """Ends: no new connections, requests under way are answered, and after `drain_seconds` (or so much) cut off.
 
         Returns when no connection and no request is left.  A server that has not started just closes its socket.
         """
-        if self._server is None:
+        if not self._servers:
             self._sock.close()
             return
-        self._server.close()
+        for server in self._servers:
+            server.close()
         await asyncio.sleep(_GRACE_SECONDS)
         try:
             async with asyncio.timeout(self._drain_seconds if within_seconds is None else within_seconds):

@@ -20,6 +20,12 @@ CLOCK_TOLERANCE_SECONDS = 1.0
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
+IDENTITY_HEADER = b"x-kratos-authenticated-identity-id"
+OWN_IDENTITY = (IDENTITY_HEADER, b"\r\n")
+"""In an entry's `lines` it stands for the line with the entry's own identity, whose id is among the facts already.
+
+No header of an origin has this value.
+"""
 
 _TIMES = Struct("<dd")
 
@@ -27,12 +33,12 @@ _TIMES = Struct("<dd")
 class Entry(Node, gc=False):
     """A 200 of the origin.  Owned by the memory tier; the fence alone changes it (`number`, `admitted_version`).
 
-    `headers` are the origin's own, names in lower case, order kept.  `facts` are ids and times in one object: a million
-    entries have no room for four.
+    `lines` are `headers`, as far as entries do not have them in common.  `facts` are ids and times in one object: a
+    million entries have no room for four.
     """
 
     body: bytes
-    headers: Headers
+    lines: Headers
     facts: bytes
     generation: int
     number: int
@@ -61,6 +67,14 @@ class Entry(Node, gc=False):
 
     def _content(self) -> tuple[object, ...]:
         return self.body, self.headers, self.facts, self.generation, self.number
+
+    @property
+    def headers(self) -> Headers:
+        """The origin's own, names in lower case, order kept."""
+        if OWN_IDENTITY not in self.lines:
+            return self.lines
+        own = (IDENTITY_HEADER, self.identity_id.encode())
+        return tuple([own if line == OWN_IDENTITY else line for line in self.lines])
 
     @property
     def session_id(self) -> str:

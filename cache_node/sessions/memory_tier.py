@@ -6,7 +6,7 @@ Refused credentials (401) have a small share of the bound of their own, so that 
 from __future__ import annotations
 
 from cache_node.feed.position import Position
-from cache_node.sessions.entry import Entry, Headers
+from cache_node.sessions.entry import IDENTITY_HEADER, OWN_IDENTITY, Entry, Headers
 from cache_node.sessions.hedged_lru import GHOST_BYTES, HedgedLru, Node
 
 ENTRY_OVERHEAD_BYTES = 330
@@ -40,18 +40,33 @@ class Refusal(Node, gc=False):
 
 
 class _Lines:
-    """Header lines that many entries have in common, kept once.  Never forgets: a line's cost stays what it is."""
+    """Header lines that many entries have in common, kept once, and so are all of an entry's lines if each of them is.
+
+    Never forgets: what a line costs stays what it is.
+    """
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
+        self._lines: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {OWN_IDENTITY: OWN_IDENTITY}
+        self._blocks: dict[Headers, Headers] = {}
 
     def shared(self, headers: Headers) -> Headers:
         """The same, of shared lines as far as possible."""
         known = self._lines
-        return tuple([known.get(line) or self._kept(line) for line in headers])
+        lines = tuple([known.get(line) or self._kept(line) for line in headers])
+        block = self._blocks.get(lines)
+        if block is None and len(self._blocks) < MOST_SHARED_LINES and all(line in known for line in lines):
+            block = self._blocks[lines] = lines
+        return block or lines
+
+    def shared_by(self, entry: Entry) -> Headers:
+        """The entry's, its own identity's line among those that are shared."""
+        own = (IDENTITY_HEADER, entry.identity_id.encode())
+        return self.shared(tuple([OWN_IDENTITY if line == own else line for line in entry.lines]))
 
     def size_of(self, headers: Headers) -> int:
         """Bytes of what `shared` gave."""
+        if headers in self._blocks:
+            return 0
         lines = self._lines
         return sum(
             SHARED_LINE_BYTES if line in lines else len(line[0]) + len(line[1]) + HEADER_OVERHEAD_BYTES
@@ -59,12 +74,9 @@ class _Lines:
         )
 
     def _kept(self, line: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-        if len(self._lines) < MOST_SHARED_LINES and line[0] not in _INDIVIDUAL:
+        if len(self._lines) < MOST_SHARED_LINES and line[0] != IDENTITY_HEADER:
             self._lines[line] = line
         return line
-
-
-_INDIVIDUAL = frozenset((b"x-kratos-authenticated-identity-id",))
 
 
 class Subject(Node, gc=False):
@@ -113,7 +125,7 @@ class MemoryTier:
         if len(entry.body) > self.max_body_bytes:
             self._entries.discard(name)
             return False
-        entry.headers = self._lines.shared(entry.headers)
+        entry.lines = self._lines.shared_by(entry)
         return self._entries.put(name, entry)
 
     def get_refusal(self, name: bytes) -> Refusal | None:
@@ -147,7 +159,7 @@ class MemoryTier:
             self._entries.discard(name)
 
     def _size_of_entry(self, entry: Entry) -> int:
-        return len(entry.body) + len(entry.facts) + self._lines.size_of(entry.headers) + ENTRY_OVERHEAD_BYTES
+        return len(entry.body) + len(entry.facts) + self._lines.size_of(entry.lines) + ENTRY_OVERHEAD_BYTES
 
     def _size_of_refusal(self, refusal: Refusal) -> int:
         return len(refusal.body) + self._lines.size_of(refusal.headers) + REFUSAL_OVERHEAD_BYTES

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import feed, invalidate, memory, report
+from benchmarks import beside_kratos, feed, invalidate, memory, miss, report
+from benchmarks.asking import Asker
+from benchmarks.beside_kratos import Beside
 from benchmarks.hit import PROMISES, Round, Rounds, judge, rows
 from benchmarks.latency import Points, is_late, plot
 from benchmarks.latency import rows as latency_rows
 from benchmarks.load import Load
+from benchmarks.servers import node, origin_count, pinned_valkey, python_app
+from benchmarks.sessions import token_of
+from cache_node.errors import CacheNodeError
 
 pytestmark = pytest.mark.process
 
@@ -80,6 +89,18 @@ def test_the_plot_is_a_file_of_its_own_and_has_a_line_for_each() -> None:
     assert "2 k/s" in [text.text for text in svg.findall("{*}text")]
 
 
+def test_an_answer_that_never_came_is_null_in_the_results(tmp_path: Path) -> None:
+    """JSON has no infinity, and strict readers refuse the whole file."""
+    report.write(tmp_path, "latency", {"seconds": POINTS, "waits": (0.5, float("inf"))})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads((tmp_path / "latency.json").read_text(), parse_constant=refuse)["results"]
+    assert found["seconds"]["node"]["2000"] == {"p50": [0.1], "p99": [None]}
+    assert found["waits"] == [0.5, None]
+
+
 def test_the_machine_is_described_and_not_named() -> None:
     facts = report.machine()
     assert {"cores", "cpu", "kernel", "python", "commit", "versions"} <= facts.keys()
@@ -92,14 +113,37 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert "hit latency miss" in capsys.readouterr().err
 
 
+def test_all_run_though_some_fail_or_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in its turn, with its defaults; the worst of their statuses is that of all."""
+    asked: list[tuple[str, Sequence[str]]] = []
+
+    def module(name: str) -> SimpleNamespace:
+        async def give_up() -> int:
+            raise CacheNodeError("no machine for it")
+
+        def main(arguments: Sequence[str]) -> int:
+            asked.append((name, arguments))
+            return report.run(give_up()) if name.endswith("miss") else int(name.endswith("hit"))
+
+        return SimpleNamespace(main=main)
+
+    monkeypatch.setattr(bench, "import_module", module)
+    assert bench.main([]) == 2
+    assert asked == [(f"benchmarks.{name}", ()) for name in bench.NAMES]
+    assert bench.main(["hit", "--rounds", "1"]) == 1
+    assert asked[-1] == ("benchmarks.hit", ["--rounds", "1"])
+
+
 async def test_invalidation_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seconds", "0.2", "--rounds", "1", "--nodes", "2", "--rates", "50"]
     parsed = invalidate.parser().parse_args([*options, "--results", str(tmp_path)])
     assert await invalidate.bench(parsed) == 0
-    assert "the last of 2 nodes" in capsys.readouterr().out
-    found = json.loads((tmp_path / "invalidate.json").read_text())["results"]["50"]
-    assert all(0 < heeded < 10 for heeded in found["heeded"])
-    assert found["heeded"]
+    assert "the last old answer of 2 nodes" in capsys.readouterr().out
+    found = json.loads((tmp_path / "invalidate.json").read_text())["results"]["rates"]["50"]
+    assert found["watched"]
+    for one in found["watched"]:
+        assert 0 < one["publish"] < 10
+        assert 0 <= one["last_old"] <= one["denied"] < 10
     assert found["overslept"]
 
 
@@ -120,5 +164,87 @@ def test_a_figure_is_judged_by_its_median() -> None:
     assert feed.Figure("it", "µs", [9.0]).holds, "nothing is promised"
 
 
+@pytest.mark.parametrize(
+    ("slow_of_100", "verdicts"), [(0, [True, True]), (2, [True, False]), (50, [True, False]), (51, [False, False])]
+)
+def test_a_revocation_is_judged_by_its_last_old_answers(slow_of_100: int, verdicts: list[bool]) -> None:
+    """However long the publish calls took, and the questions after."""
+    watched = [invalidate.Watched(1.0, 0.016 if number < slow_of_100 else 0.005, 1.0) for number in range(100)]
+    found = invalidate.Found(watched, [0.001], [100.0])
+    assert [holds for _, holds in invalidate.judge({1: found, 100: found}, 8)] == verdicts
+    assert invalidate.judge({1: found, 1000: found}, 8) == []
+
+
+def cost(node_us: float, valkey_us: float) -> miss.Cost:
+    return miss.Cost(node_us, valkey_us, Load(requests=100, seconds=1.0, p50=0.001, p99=0.002, p999=0.003, max=0.004))
+
+
+@pytest.mark.parametrize(
+    ("node_us", "valkey_us", "through_ms", "asked", "broken"),
+    [
+        (30.0, 10.0, 4.8, 1, []),
+        (30.0, 10.1, 4.8, 1, ["redis hit"]),
+        (30.0, 10.0, 4.81, 1, ["cold read"]),
+        (30.0, 10.0, 4.8, 2, ["1000 cold readers"]),
+    ],
+)
+def test_a_miss_is_judged_with_all_that_it_costs(
+    node_us: float, valkey_us: float, through_ms: float, asked: int, broken: list[str]
+) -> None:
+    costs = {"memory": [cost(5.0, 0.0)] * 3, "redis": [cost(node_us, valkey_us)] * 3}
+    beside = [Beside([0.001, through_ms / 1000, 0.1], [0.001, 0.004, 0.1])] * 3
+    verdicts = miss.judge(costs, beside, [1, asked, 1])
+    assert len(verdicts) == 3
+    assert [text.partition(":")[0].partition(" at ")[0] for text, holds in verdicts if not holds] == broken
+
+
+async def test_without_a_kratos_the_rest_is_judged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find() -> Path:
+        raise CacheNodeError("no Postgres")
+
+    monkeypatch.setattr(beside_kratos, "find_installation", find)
+    assert await miss.measure_beside_kratos(argparse.Namespace(rounds=1)) == []
+    assert capsys.readouterr().out == "not measured beside a real Kratos: no Postgres\n"
+    verdicts = miss.judge({"memory": [cost(5.0, 0.0)], "redis": [cost(30.0, 1.0)]}, [], [1])
+    assert [holds for _, holds in verdicts] == [True, True]
+
+
 def test_a_filled_tier_costs_more_than_its_bodies() -> None:
-    assert 100 < memory.filled_elsewhere(5000) < 3000
+    assert 100 < memory.filled_elsewhere(5000) < 350
+
+
+def waits(latest_hit: float, latest_answer: float, usual: float = 0.001) -> memory.Waits:
+    made = memory.Waits()
+    made.add(1000, [usual] * 999 + [latest_hit], [0.001] * 999 + [latest_answer], [0.001])
+    made.add(1000, [usual] * 1000, [0.001] * 999 + [5.0], [0.001])
+    return made
+
+
+def test_many_entries_are_judged_by_what_they_take_and_make_wait() -> None:
+    """The latest of any turn counts, and the machine's own lateness in that turn does not."""
+    few = [waits(0.05, 0.05)] * 2
+    kept = memory.judge([350.0, 350.0], few, [waits(0.0299, 0.02, 0.002), waits(0.109, 0.1)], 5000)
+    assert [holds for _, holds in kept] == [True, True, True]
+    dear = memory.judge([351.0, 351.0], few, [waits(0.02, 0.02), waits(0.111, 0.1)], 5000)
+    assert [holds for _, holds in dear] == [False, False, True]
+    slow = memory.judge([100.0, 100.0], few, [waits(0.02, 0.02, 0.0021)] * 2, 5000)
+    assert [holds for _, holds in slow] == [True, True, False]
+
+
+async def test_what_is_written_into_valkey_is_found_there_by_a_node() -> None:
+    """Or the benchmark would insert nothing."""
+    async with python_app("origin") as origin:
+        with pinned_valkey() as valkey:
+            await memory.write_sealed(valkey, 3)
+            async with node(origin, valkey.url) as server:
+                with contextlib.closing(Asker(server.url)) as asker:
+                    heads = [await asker.ask(token_of(number)) for number in (1, 3, 1)]
+        assert origin_count(origin) == 0
+    assert [head.rpartition(b"detail=")[2].partition(b"\r\n")[0] for head in heads] == [b"redis", b"redis", b"memory"]
+
+
+async def test_more_entries_than_there_is_memory_for_are_refused() -> None:
+    with pytest.raises(CacheNodeError, match=r"need 5632\.0 GB of memory"):
+        await memory.measure_waits(memory.parser().parse_args(["--entries", str(10**9)]))

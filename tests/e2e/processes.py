@@ -13,6 +13,8 @@ from typing import Self
 
 from tests.waiting import eventually
 
+SECRET = "s" * 40
+"""Of a node that is given a Redis."""
 _LISTENING = re.compile(r"listening on (http://\S+) admin (http://\S+)\n")
 
 
@@ -26,7 +28,7 @@ class ServeProcess:
             "CACHE_NODE_ADMIN_LISTEN": "127.0.0.1:0",
         }
         if redis_url is not None:
-            given |= {"CACHE_NODE_REDIS_URL": redis_url, "CACHE_NODE_SECRETS": "s" * 40}
+            given |= {"CACHE_NODE_REDIS_URL": redis_url, "CACHE_NODE_SECRETS": SECRET}
         given |= {f"CACHE_NODE_{name.upper()}": value for name, value in settings.items()}
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("CACHE_NODE_")} | given
         self.stderr = ""

@@ -138,6 +138,21 @@ async def serving(
         assert site.connections == 0
 
 
+@on_each_loop
+async def test_newcomers_do_not_wait_for_a_turn_of_the_loop_each() -> None:
+    """A turn takes long where many connections are busy."""
+    newcomers, turns = 96, 0
+    async with serving(Gate()) as site:
+        with contextlib.ExitStack() as stack:
+            for _ in range(newcomers):
+                sock = stack.enter_context(socket.socket())
+                sock.connect(site.address)  # the kernel completes it, before the server has a turn
+            while site.connections < newcomers and turns < 10 * newcomers:
+                await asyncio.sleep(0)
+                turns += 1
+    assert turns < newcomers / 4
+
+
 # Answers
 
 
