@@ -7,7 +7,7 @@ publish across a stall of 1.2 s into two events.  Who may repeat a call does so 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -53,8 +53,7 @@ class Line:
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         # The pool alone knows what kind of connection the URL means, and how to sign in there.
-        pool = build_client(url, timeout_seconds=timeout_seconds).connection_pool
-        self._new_connection: Callable[[], Any] = pool.make_connection
+        self._pool: Any = build_client(url, timeout_seconds=timeout_seconds).connection_pool
         self._connection: Any = None
         self._turn = asyncio.Lock()
 
@@ -77,10 +76,11 @@ class Line:
     async def _exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         async with self._turn:
             if self._connection is None:
-                self._connection = self._new_connection()
-            await self._connection.connect()
+                self._connection = self._pool.make_connection()
+            # Which also looks whether the server has hung up, or has said what nobody asked for.  A call that is broken
+            # off closes the connection: its reply must not become another call's.
+            await self._pool.ensure_connection(self._connection)
             await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-            # A late reply never becomes another command's: broken off here, redis-py closes the connection.
             return [await self._reply() for _ in commands]
 
     async def _reply(self) -> Any:
