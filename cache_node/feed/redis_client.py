@@ -48,7 +48,7 @@ def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) 
 class Line:
     """One connection, made when it is needed, for calls one after the other; `aclose()` ends it.
 
-    On redis-py's connections and past its client and pool: a confirm costs 44 µs of CPU instead of 108.
+    On redis-py's connections and past its client and pool: a confirm costs a node 70 µs of CPU instead of 121.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
