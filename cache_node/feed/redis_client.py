@@ -7,7 +7,7 @@ publish across a stall of 1.2 s into two events.  Who may repeat a call does so 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -45,21 +45,22 @@ def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) 
     return Redis.from_pool(pool)
 
 
-def connections_to(url: str, *, timeout_seconds: float) -> Callable[[], Any]:
-    """What makes redis-py's connections, for `exchange`; the timeout is that of the connect."""
-    # The pool alone knows what kind of connection the URL means, and how to sign in there.
-    made: Callable[[], Any] = build_client(url, timeout_seconds=timeout_seconds).connection_pool.make_connection
-    return made
+def pool_to(url: str, *, timeout_seconds: float) -> Any:
+    """What makes redis-py's connections, for `exchange`; the timeout is that of the connect.
+
+    The pool alone knows what kind of connection the URL means, and how to sign in there.
+    """
+    return build_client(url, timeout_seconds=timeout_seconds).connection_pool
 
 
 class Line:
     """One connection, made when it is needed, for calls one after the other; `aclose()` ends it.
 
-    On redis-py's connections and past its client and pool: a confirm costs 44 µs of CPU instead of 108.
+    On redis-py's connections and past its client and pool: a confirm costs a node 70 µs of CPU instead of 121.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
-        self._new_connection = connections_to(url, timeout_seconds=timeout_seconds)
+        self._pool: Any = pool_to(url, timeout_seconds=timeout_seconds)
         self._connection: Any = None
         self._turn = asyncio.Lock()
 
@@ -82,7 +83,9 @@ class Line:
     async def _exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         async with self._turn:
             if self._connection is None:
-                self._connection = self._new_connection()
+                self._connection = self._pool.make_connection()
+            # Which also looks whether the server has hung up, or has said what nobody asked for.
+            await self._pool.ensure_connection(self._connection)
             return await exchange(self._connection, commands)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from cache_node.feed.redis_client import REDIS_ERRORS, connections_to, exchange
+from cache_node.feed.redis_client import REDIS_ERRORS, exchange, pool_to
 
 TIMEOUT_SECONDS = 0.25
 """A tier slower than this is not worth waiting for: the origin is asked."""
@@ -27,7 +27,7 @@ class RoundTrips:
     """Owns its connections, which are made when they are needed; `aclose()` ends them."""
 
     def __init__(self, url: str) -> None:
-        self._new_connection = connections_to(url, timeout_seconds=TIMEOUT_SECONDS)
+        self._pool: Any = pool_to(url, timeout_seconds=TIMEOUT_SECONDS)
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._idle: list[Any] = []
 
@@ -44,7 +44,7 @@ class RoundTrips:
         """
         with contextlib.suppress(*REDIS_ERRORS):
             async with asyncio.timeout(TIMEOUT_SECONDS), self._turns:
-                connection = self._idle.pop() if self._idle else self._new_connection()
+                connection = self._idle.pop() if self._idle else self._pool.make_connection()
                 try:
                     return await exchange(connection, commands)
                 except RedisTimeoutError:

@@ -596,6 +596,20 @@ async def test_a_late_reply_is_no_reply(
 
 
 @each_call
+async def test_a_connection_that_the_server_has_closed_costs_no_call(
+    own_valkey: EmbeddedValkey, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]]
+) -> None:
+    """It is looked at before anything is sent: what is wrong with the server is heard, and not that it had hung up."""
+    async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
+        await call(log)
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        for _ in range(3):
+            await redis.ping()  # a round trip later the end of the other connections has come
+        (said,) = await asyncio.gather(call(log), return_exceptions=True)
+        assert not isinstance(said, BaseException), said
+
+
+@each_call
 async def test_a_cancelled_call_leaves_nothing_behind(
     own_valkey: EmbeddedValkey, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]]
 ) -> None:
