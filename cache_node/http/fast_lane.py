@@ -28,6 +28,10 @@ from cache_node.sessions.reader import Reader
 RENDERED_SECONDS = 1.0
 RENDERED_BYTES = 8 * 1024 * 1024
 """Rendered answers that are kept at most, for a second at most; above that each hit renders its own."""
+LOOK_EVERY = 8
+"""When most looks in Redis find nothing, one request in so many is looked up here; the others leave that to the slow
+path, which looks and locks in one round trip."""
+_LOOKS_HEEDED = 4
 SAMPLE_EVERY = 256
 """One hit in so many is timed, on average; at random, since a fixed stride would time the same connection each time."""
 
@@ -74,6 +78,8 @@ class FastLane:
         self._rendered_bytes = 0
         self._rendered_until = float("-inf")
         self._date = b""
+        self._found_share = 1.0  # of the latest looks
+        self._left_alone = 0  # requests since the last one
         self._dice = random.Random()  # noqa: S311  # of which hits are timed
         self._next_sample = 1
         self.hits = 0
@@ -118,11 +124,16 @@ class FastLane:
 
         Tells the whole answer, or None where the slow path must say what it is.
         """
+        if self._found_share < 0.5 and self._left_alone < LOOK_EVERY - 1:
+            self._left_alone += 1
+            return False
+        self._left_alone = 0
         self.now = self._steady()
         keys = self._keys.derive_from(template.digest, *template.credential)
         return self._reader.look_up(keys, partial(self._tell, self.now, hear))
 
     def _tell(self, begun: float, hear: Callable[[bytes | None], None], entry: Entry | None) -> None:
+        self._found_share += ((entry is not None) - self._found_share) / _LOOKS_HEEDED
         if entry is None:
             hear(None)
             return

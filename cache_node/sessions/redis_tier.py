@@ -28,6 +28,8 @@ MAX_KEYS_A_READ = 128
 """10,000 keys in one command would hold the server for 9 ms."""
 MAX_PENDING_WRITES = 1024
 MAX_KEYS_A_WRITE = 128
+WRITE_PAUSE_SECONDS = 0.001
+"""What is written waits so long: the answer that brought it goes out first, and others come with it."""
 MAX_BYTES_A_WRITE = 4 * 1024 * 1024
 FIRST_PAUSE_SECONDS = 0.002
 """Before a lock that is another node's is asked for again; twice as long each time."""
@@ -230,6 +232,7 @@ class RedisTier:
     async def _write_all(self) -> None:
         """One batch after the other, so that what was put first never comes last; until one fails, and all with it."""
         try:
+            await asyncio.sleep(WRITE_PAUSE_SECONDS)
             while self._writes:
                 batch = self._next_batch()
                 is_written = False

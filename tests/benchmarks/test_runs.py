@@ -153,7 +153,10 @@ async def test_the_feed_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert await feed.bench(feed.parser().parse_args([*options, "--results", str(tmp_path)])) in (0, 1)
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "feed.json").read_text())["results"]["figures"]
-    assert all(value > 0 for figure in figures for value in figure["values"])
+    # What is left is seen from outside, in steps of 10 ms: of a fifth of a second that may be nothing.
+    own = [figure for figure in figures if figure["what"].startswith(("apply", "admit", "a publish", "an identity"))]
+    assert len(own) > 3
+    assert all(value > 0 for figure in own for value in figure["values"]), own
     assert {figure["what"].partition(",")[0] for figure in figures} >= {"apply", "replay", "a confirm", "a publish"}
     assert printed.count("PASS") + printed.count("FAIL") == sum(figure["at_most"] is not None for figure in figures)
 

@@ -12,12 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_node.feed.events import Event
+from cache_node.http.fast_lane import LOOK_EVERY
 from cache_node.http.protocol import KEEP_ALIVE_SECONDS
 from cache_node.http.template import Template
 from cache_node.http.whoami import Whoami
 from cache_node.sessions.answer import Wants
 from cache_node.sessions.keys import KeyRing
-from tests.fakes import MAX_STALENESS_SECONDS, SECRET, Gate, ScriptedNode, changed, following_node, revoked
+from tests.fakes import (
+    MAX_STALENESS_SECONDS,
+    SECRET,
+    Gate,
+    ScriptedNode,
+    ScriptedSession,
+    changed,
+    following_node,
+    revoked,
+)
 from tests.http.wire import Connection, ManualLoop, request
 
 COOKIE = "ory_kratos_session"
@@ -521,6 +531,30 @@ def test_what_redis_does_not_know_is_read_from_the_origin(both: Both, shared: li
         redis.tier.stored.clear()
     assert b"fwd=miss; detail=cold" in both.ask(TOKEN)
     assert both.hits(TOKEN) == 1
+
+
+def test_where_looks_find_nothing_few_are_made(both: Both, shared: list[Redis]) -> None:
+    """A cold read looks and locks in one round trip on the slow path; the lane looks first where that mostly helps."""
+    lane, tokens = both.fast, [f"cold-{number}" for number in range(48)]
+    for side in both.sides:
+        for token in tokens:
+            side.node.origin.sessions[token.encode()] = ScriptedSession(f"s-{token}", f"i-{token}")
+    before = lane.node.redis.gets
+    for token in tokens:
+        assert b"fwd=miss; detail=cold" in both.ask(request(f"X-Session-Token: {token}"))
+    looks = lane.node.redis.gets - before - len(tokens)
+    assert 48 // LOOK_EVERY < looks < 16
+
+    for side in both.sides:
+        side.node.memory.clear()
+    by_lane = [
+        lane.observed[-1] == ("redis", 200, "redis") and lane.connection.protocol.cycle is cycle
+        for token in tokens
+        for cycle in [lane.connection.protocol.cycle]
+        if both.ask(request(f"X-Session-Token: {token}"))
+    ]
+    assert not all(by_lane[:8]), "most are left to the slow path still"
+    assert all(by_lane[-8:])
 
 
 @pytest.mark.parametrize("lost", ["lease", "event", "expiry"])
