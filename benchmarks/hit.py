@@ -3,7 +3,8 @@
 Servers: the node; `floor`, a C program that writes one constant and is no HTTP server; nginx `proxy_cache`, as usual
 and with `open_file_cache`; Varnish; an ASGI function and a Starlette route with a dictionary; and the route with a 60 s
 Redis key that is usually written.  In each round they are loaded in turn.  Server CPU a request is that of all its
-processes, the Redis of the route and of the node included.  Exit status 1: the node costs more than is promised.
+processes, the Redis of the route and of the node included.  wrk knows whole seconds only, so --seconds are rounded up.
+Exit status 1: the node costs more than is promised.
 """
 
 from __future__ import annotations

@@ -32,8 +32,6 @@ from loadtest.results import percentile
 RATES = (1, 100, 1000)
 WATCHED_PER_SECOND = 10
 """At most: of the events, those whose end is watched."""
-
-
 UNDER_WAY = 100
 """Publishes at most: where the machine does not follow, fewer are made, and shown."""
 SHARES = {"p50": 0.5, "p99": 0.99, "max": 1.0}

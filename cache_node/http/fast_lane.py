@@ -83,9 +83,9 @@ class FastLane:
         self._dice = random.Random()  # noqa: S311  # of which hits are timed
         self._next_sample = 1
         self.hits = 0
-        """Answers given."""
+        """Answers given from memory."""
         self.now = float("-inf")
-        """Reading of the steady clock at the last one."""
+        """Reading of the steady clock when the last answer from memory, or question to Redis, began."""
 
     def template(self, request: bytes, headers: Headers, before: Template | None) -> Template:
         """Of a request that the parser has consumed exactly."""

@@ -31,7 +31,7 @@ SHARDS = 256
 KEY_BYTES = 15
 """So much of a key tells values apart: keys are hashes.  One byte more would take 16 in memory."""
 TURNS = 32
-"""So many until as much was put as fits.  Finer turns are no better, and coarser ones are worse where LRU is best."""
+"""In the time in which as much is put as fits.  Finer turns are no better, coarser ones are worse where LRU is best."""
 MOST_MOVED = 512
 """What one insertion may move at most before it takes what comes, in use or not, so that none takes long."""
 MOST_STAKE = 0.9
@@ -40,7 +40,7 @@ TRIAL_STAKE = 0.02
 GAIN = 16
 """What one observed hit moves the stake, in values."""
 PAUSE = 4
-"""After a lost trial, as many times as much is put as fits before the next one begins."""
+"""After a lost trial, so many times as many values as are kept must be put before the next one begins."""
 GHOST_BYTES = 12
 
 
@@ -62,7 +62,7 @@ N = TypeVar("N", bound=Node)
 
 
 class Turn:
-    """The one that it is, shared with whoever marks nodes as used."""
+    """Which turn it is, shared with whoever marks nodes as used."""
 
     __slots__ = ("now",)
 

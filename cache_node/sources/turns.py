@@ -1,6 +1,6 @@
 """Turns of the publishes of one process: so many appends at once, and what waits meanwhile goes together in the next.
 
-Of a call's publishes each has its own position.  They share its fate: who repeats does so by itself.
+Publishes that go together each get a position of their own, and share the append's fate: each repeats by itself.
 """
 
 from __future__ import annotations
