@@ -77,6 +77,9 @@ class Follower:
         """Set once the first confirm has succeeded or failed."""
         self._replay_from: int | None = None
         self.replay_done = False
+        self.behind = 0
+        """Events that the newest confirm knew of and did not bring: more than a page can hold."""
+        self._is_lagging = False
         self.observe_lag: Callable[[float], None] = lambda seconds: None
         """Called with the seconds from the writing of a feed entry to its confirmation here, by the server's clock."""
         self.counts: Counter[str] = Counter()
@@ -168,10 +171,14 @@ class Follower:
             if reply.time_us is not None and entry.published_us is not None and reply.time_us >= entry.published_us:
                 self.observe_lag((reply.time_us - entry.published_us) / 1e6)
         self._fence.forget_old()
-        if number == reply.end.number:
+        self.behind = reply.end.number - number
+        if not self.behind:
             self._grant(sent)
         elif len(reply.entries) < PAGE_ENTRIES:
             return self._reset(reply.end, "gap")
+        elif self.state is FeedState.LOST and not self._is_lagging:
+            self._is_lagging = True
+            logger.warning("feed: %d events behind; answering from the origin until they are applied", self.behind)
         # Receipts see what was applied only with the next confirm.
         return bool(reply.entries)
 
@@ -179,6 +186,7 @@ class Follower:
         is_first = self._phase is not phase or phase is FeedState.BOOTSTRAPPING
         self._lease.end()
         self._confirmed_at = None
+        self.behind = 0
         self._fence.reset(end)
         self._phase = phase
         self._begun.set()
@@ -195,6 +203,9 @@ class Follower:
     def _grant(self, sent: float) -> None:
         if self._phase is not FeedState.FOLLOWING:
             logger.info("feed: following from %s", self._fence.position)
+        if self._is_lagging:
+            self._is_lagging = False
+            logger.info("feed: all events are applied again")
         self._phase = FeedState.FOLLOWING
         self._confirmed_at = sent
         self._lease.extend_to(sent + self._max_staleness * (1 - DRIFT))
@@ -280,7 +291,7 @@ class Follower:
                     logger.info("feed: reachable again")
                 failing = False
             if again:
-                await asyncio.sleep(self._spacing if self.is_fresh else 0)
+                await asyncio.sleep(self._pause_between_pages)
             else:
                 await self._wait_for_wake_up(self._retry_pace if failing or not self.is_fresh else self._pace)
 
@@ -299,6 +310,11 @@ class Follower:
     def _spacing(self) -> float:
         """Between confirms that events cause: coalesces, but never makes them rarer than those of a quiet feed."""
         return min(self._fair_spacing, self._max_staleness / CONFIRMS_PER_STALENESS)
+
+    @property
+    def _pause_between_pages(self) -> float:
+        """None for what is behind: with many nodes, a page in each spacing is less than one publisher writes."""
+        return self._spacing if self.is_fresh and not self.behind else 0.0
 
     @property
     def _pace(self) -> float:

@@ -52,6 +52,7 @@ def _feed(components: Components) -> dict[str, Any]:
         "generation": None if position is None else position.generation,
         "floor": None if position is None else str(Position(position.generation, fence.floor)),
         "fence_ids": len(fence),
+        "events_behind": components.follower.behind,
         "nodes_known": components.follower.nodes_known,
         "replay_done": components.follower.replay_done,
         "replay": _replay(components.follower),

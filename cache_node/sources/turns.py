@@ -46,26 +46,36 @@ class Turns:
             # It takes what waits when it begins, with all that is published before the loop comes to it.
             task = loop.create_task(self._append_all())
             self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
         try:
             return await position
         finally:
             timer.cancel()
 
     async def _append_all(self) -> None:
-        while together := self._take():
-            try:
-                last = await self._append([row for one in together for row in one.rows])
-            except Exception as exc:  # noqa: BLE001  # whatever it is, it is theirs
-                for one in together:
-                    if not one.position.done():
-                        one.position.set_exception(copy.copy(exc))
-                continue
-            number = last.number
-            for one in reversed(together):
+        together: list[_Waiting] = []
+        try:
+            while together := self._take():
+                await self._append_together(together)
+        finally:
+            # In the very step that finds nothing waiting: who comes behind it would else count on this task.
+            self._under_way.discard(asyncio.current_task())
+            for one in together:
+                if not one.position.done():  # however this ended, nobody waits for ever
+                    one.position.set_exception(FeedUnavailableError("publishing failed: it was broken off"))
+
+    async def _append_together(self, together: Sequence[_Waiting]) -> None:
+        try:
+            last = await self._append([row for one in together for row in one.rows])
+        except Exception as exc:  # noqa: BLE001  # whatever it is, it is theirs
+            for one in together:
                 if not one.position.done():
-                    one.position.set_result(Position(last.generation, number))
-                number -= len(one.rows)
+                    one.position.set_exception(copy.copy(exc))
+            return
+        number = last.number
+        for one in reversed(together):
+            if not one.position.done():
+                one.position.set_result(Position(last.generation, number))
+            number -= len(one.rows)
 
     def _take(self) -> list[_Waiting]:
         together: list[_Waiting] = []

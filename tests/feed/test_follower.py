@@ -24,7 +24,7 @@ from cache_node.feed.follower import (
     _EventRate,
 )
 from cache_node.feed.lease import Lease
-from cache_node.feed.log import RedisLog
+from cache_node.feed.log import PAGE_ENTRIES, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import FORGET_AFTER_SECONDS, Membership, RegistryWatch
@@ -202,6 +202,29 @@ async def test_confirms_of_all_nodes_leave_the_server_alone(nodes: int) -> None:
         assert share <= SERVER_SHARE * 1.001 or pause >= MAX_STALENESS_SECONDS / 4
     if pace < MAX_STALENESS_SECONDS / 2:
         assert nodes * CONFIRM_COST_SECONDS / pace <= SERVER_SHARE * 1.001
+
+
+async def test_who_is_behind_reads_page_after_page(caplog: pytest.LogCaptureFixture) -> None:
+    """However many nodes there are; and if the lease runs out meanwhile, the log says so, once, and when it is over."""
+    caplog.set_level("INFO")
+    node = await following_node()
+    node.log.server.nodes.update({b"node-%d a" % n: b"0 0 2000000 1 default" for n in range(1000)})
+    for _ in range(3 * PAGE_ENTRIES + 1):
+        node.log.server.append(changed())
+    before = len(caplog.messages)
+    assert await node.follower.confirm()
+    assert (node.follower.behind, node.follower._pause_between_pages) == (2 * PAGE_ENTRIES + 1, 0)
+    node.clock.advance(MAX_STALENESS_SECONDS)
+    assert await node.follower.confirm()
+    assert await node.follower.confirm()
+    assert (node.follower.behind, node.follower.is_fresh) == (1, False)
+    assert await node.follower.confirm()
+    assert (node.follower.behind, node.follower.is_fresh) == (0, True)
+    assert node.follower._pause_between_pages == node.follower._spacing > 0
+    assert caplog.messages[before:] == [
+        f"feed: {PAGE_ENTRIES + 1} events behind; answering from the origin until they are applied",
+        "feed: all events are applied again",
+    ]
 
 
 def test_event_rate() -> None:

@@ -21,6 +21,7 @@ from cache_node.feed.events import ENTRY_EVENTS, ENTRY_FIELD, Event, EventType, 
 from cache_node.feed.log import PAGE_ENTRIES, Confirmation, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
+from cache_node.feed.redis_client import feed_unavailable
 from tests.fakes import changed, flush, identity_changed, revoked
 from tests.feed.conftest import commanding, connected, frozen, in_step
 from tests.proxy import Proxy
@@ -726,6 +727,14 @@ async def test_errors_never_show_credentials(own_valkey: EmbeddedValkey, names: 
     assert "operator" not in text
     assert "\\n" not in text
     assert failed.value.__suppress_context__
+
+
+def test_what_a_server_quotes_of_a_command_is_not_repeated() -> None:
+    """A server whose AUTH has another name says this to whoever signs in."""
+    words = f"unknown command 'AUTH', with args beginning with: 'operator' '{PASSWORD}' "
+    assert str(feed_unavailable("confirming", ResponseError(words))) == (
+        "confirming failed: ResponseError (unknown command 'AUTH')"
+    )
 
 
 async def test_a_registry_that_holds_a_new_node_alone_vouches_for_nobody(

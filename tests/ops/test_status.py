@@ -27,6 +27,7 @@ async def test_a_node_that_follows(make_node: MakeNode) -> None:
     assert Position.parse(seen["floor"]).generation == position.generation
     assert (seen["fresh"], seen["draining"], seen["replay_done"]) == (True, False, True)
     assert seen["replay"] == {"events_read": 0, "share": 1.0}
+    assert seen["events_behind"] == 0
 
 
 async def test_tiers_count_their_hits(make_node: MakeNode, origin: DemoOrigin) -> None:
