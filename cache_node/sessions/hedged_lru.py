@@ -33,7 +33,7 @@ KEY_BYTES = 15
 TURNS = 32
 """So many until as much was put as fits.  Finer turns are no better, and coarser ones are worse where LRU is best."""
 MOST_MOVED = 512
-"""What one insertion may move at most before it takes what comes, in use or not, so that none takes long."""
+"""What one insertion may move, or forget of ghosts, before it takes what comes, in use or not: so none takes long."""
 MOST_STAKE = 0.9
 TRIAL_STAKE = 0.02
 """What a trial begins with."""
@@ -160,6 +160,7 @@ class HedgedLru(Generic[N]):
             if used is not None and (not came or came > _turn_of(used) - (self._stake <= 0)):
                 self._move(used, self._overtime)
             elif self._ghosts.count:
+                self._moves_left -= 1
                 self._ghosts.forget_oldest()
             else:
                 self._let_go(unused)
@@ -339,13 +340,10 @@ class _Ghosts:
         return True
 
     def forget_oldest(self) -> None:
-        """One less; there is one."""
-        while True:
-            number = self._first
-            self._first += 1
-            if self._slots[self._slot_of[number % len(self._slots)]] & _NUMBER == number:
-                self.count -= 1
-                return
+        """One number: it may be of a ghost that has returned."""
+        number = self._first
+        self._first += 1
+        self.count -= self._slots[self._slot_of[number % len(self._slots)]] & _NUMBER == number
 
     def _place(self, key: bytes) -> tuple[int, int]:
         return int.from_bytes(key[1:9]) % len(self._slots), int.from_bytes(key[9:11]) << 48
