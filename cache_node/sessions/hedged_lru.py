@@ -153,7 +153,7 @@ class HedgedLru(Generic[N]):
 
     def _evict(self) -> None:
         """Let one value go: LRU's choice, or, where that one goes into overtime, the choice of the stake."""
-        while self._ghosts.count >= self._count_in_overtime() and self._moves_left:
+        while self._ghosts.count >= self._count_in_overtime() and self._moves_left > 0:
             unused, used = self._oldest(self._unused), self._oldest(self._used)
             came = self._ghosts.oldest_turn() or _turn_of(unused)
             # With nothing at stake recency is all, and ties are for the new: 0.05 points where favourites change.
@@ -174,13 +174,13 @@ class HedgedLru(Generic[N]):
 
     def _oldest(self, line: _ByTurn[N]) -> N | None:
         """The first in line that was not used since it came there; those that were go to their places."""
-        while (node := line.oldest()) is not None and node.used_in and self._moves_left:
+        while (node := line.oldest()) is not None and node.used_in and self._moves_left > 0:
             self._move(node, self._used.queue(node.used_in))
         return node
 
     def _oldest_in_overtime(self) -> N | None:
         for queue in (self._overtime_looked_at, self._overtime):
-            while (node := queue.oldest) is not None and node.used_in and self._moves_left:
+            while (node := queue.oldest) is not None and node.used_in and self._moves_left > 0:
                 self._win(node)
             if node is not None:
                 return node
