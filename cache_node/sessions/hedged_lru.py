@@ -33,7 +33,7 @@ KEY_BYTES = 15
 TURNS = 32
 """In the time in which as much is put as fits.  Finer turns are no better, coarser ones are worse where LRU is best."""
 MOST_MOVED = 512
-"""What one insertion may move at most before it takes what comes, in use or not, so that none takes long."""
+"""What one insertion may move, or forget of ghosts, before it takes what comes, in use or not: so none takes long."""
 MOST_STAKE = 0.9
 TRIAL_STAKE = 0.02
 """What a trial begins with."""
@@ -153,13 +153,14 @@ class HedgedLru(Generic[N]):
 
     def _evict(self) -> None:
         """Let one value go: LRU's choice, or, where that one goes into overtime, the choice of the stake."""
-        while self._ghosts.count >= self._count_in_overtime() and self._moves_left:
+        while self._ghosts.count >= self._count_in_overtime() and self._moves_left > 0:
             unused, used = self._oldest(self._unused), self._oldest(self._used)
             came = self._ghosts.oldest_turn() or _turn_of(unused)
             # With nothing at stake recency is all, and ties are for the new: 0.05 points where favourites change.
             if used is not None and (not came or came > _turn_of(used) - (self._stake <= 0)):
                 self._move(used, self._overtime)
             elif self._ghosts.count:
+                self._moves_left -= 1
                 self._ghosts.forget_oldest()
             else:
                 self._let_go(unused)
@@ -173,13 +174,13 @@ class HedgedLru(Generic[N]):
 
     def _oldest(self, line: _ByTurn[N]) -> N | None:
         """The first in line that was not used since it came there; those that were go to their places."""
-        while (node := line.oldest()) is not None and node.used_in and self._moves_left:
+        while (node := line.oldest()) is not None and node.used_in and self._moves_left > 0:
             self._move(node, self._used.queue(node.used_in))
         return node
 
     def _oldest_in_overtime(self) -> N | None:
         for queue in (self._overtime_looked_at, self._overtime):
-            while (node := queue.oldest) is not None and node.used_in and self._moves_left:
+            while (node := queue.oldest) is not None and node.used_in and self._moves_left > 0:
                 self._win(node)
             if node is not None:
                 return node
@@ -339,13 +340,10 @@ class _Ghosts:
         return True
 
     def forget_oldest(self) -> None:
-        """One less; there is one."""
-        while True:
-            number = self._first
-            self._first += 1
-            if self._slots[self._slot_of[number % len(self._slots)]] & _NUMBER == number:
-                self.count -= 1
-                return
+        """One number: it may be of a ghost that has returned."""
+        number = self._first
+        self._first += 1
+        self.count -= self._slots[self._slot_of[number % len(self._slots)]] & _NUMBER == number
 
     def _place(self, key: bytes) -> tuple[int, int]:
         return int.from_bytes(key[1:9]) % len(self._slots), int.from_bytes(key[9:11]) << 48

@@ -8,12 +8,14 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_node.sessions.hedged_lru import KEY_BYTES, MOST_MOVED, TRIAL_STAKE, HedgedLru, Node
+from cache_node.sessions import hedged_lru
+from cache_node.sessions.hedged_lru import KEY_BYTES, MOST_MOVED, TRIAL_STAKE, HedgedLru, Node, _Ghosts
 
 
 class Value(Node, gc=False):
@@ -234,6 +236,62 @@ def test_an_insertion_moves_a_bounded_number() -> None:
 
     gone = [number for number in range(3 * MOST_MOVED) if values.get(b"%d" % number) is None]
     assert gone == [MOST_MOVED, 2 * MOST_MOVED + 1]
+
+
+def test_no_insertion_moves_more_whatever_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor looks for more once the last move was its own and not that of somebody who looks at the bound."""
+    monkeypatch.setattr(hedged_lru, "MOST_MOVED", 8)
+    moves: list[int] = []
+    move = HedgedLru._move
+
+    def counted(lru: HedgedLru[Value], node: Value, queue: Any) -> None:
+        moves[-1] += 1
+        move(lru, node, queue)
+
+    monkeypatch.setattr(HedgedLru, "_move", counted)
+    dice = random.Random(1)
+    values = Values(200)
+    for _ in range(300):
+        low = dice.randrange(200)
+        for number in range(low, low + dice.randrange(200)):
+            values.get(key_of(number))
+        for number in range(dice.randrange(200)):
+            values.discard(key_of(3 * number))
+        for number in range(low, low + dice.randrange(200)):
+            moves.append(0)
+            values.ask(key_of(number))
+
+    assert 8 <= max(moves) <= 8 + 1
+
+
+def test_ghosts_that_have_all_returned_leave_room_for_others() -> None:
+    """As many numbers as there are slots were given, and not one of them is of a ghost any more."""
+    ghosts = _Ghosts(64)
+    for number in range(100):
+        ghosts.add(key_of(number), 1)
+        assert ghosts.take(key_of(number))
+    ghosts.add(key_of(100), 2)
+    ghosts.add(key_of(101), 2)
+
+    assert (ghosts.count, ghosts.take(key_of(100)), ghosts.take(key_of(101)), ghosts.count) == (2, True, True, 0)
+
+
+def test_an_insertion_forgets_a_bounded_number_of_ghosts() -> None:
+    """All that was kept beyond the time of LRU is put anew at once, as after a flush: LRU keeps nothing else now."""
+    _, _, values = hits(favourites(60_000))
+    lru = values.lru
+    for shard in lru._shards:
+        for key, value in list(shard.items()):
+            values.put(key, value.value, value.size)
+    # As many as of a large room: this one is too small to have more.
+    lru._ghosts = _Ghosts(10 * MOST_MOVED)
+    for number in range(10 * MOST_MOVED):
+        lru._ghosts.add(key_of(-number - 1), 1)
+    before = lru._ghosts.count
+    values.put(key_of(-1_000_000), 0, 1)
+
+    assert before > 5 * MOST_MOVED
+    assert before - MOST_MOVED <= lru._ghosts.count < before
 
 
 def test_keys_are_told_apart_by_their_first_bytes() -> None:
