@@ -42,8 +42,7 @@ class Turns:
         position: asyncio.Future[Position] = loop.create_future()
         timer = loop.call_later(begin_by - time.monotonic(), _give_up, position)
         self._waiting.append(_Waiting(rows, position, timer))
-        # One that has ended takes nothing more, even where its end has not been heard of.
-        if sum(not task.done() for task in self._under_way) < self._at_once:
+        if len(self._under_way) < self._at_once:
             # It takes what waits when it begins, with all that is published before the loop comes to it.
             task = loop.create_task(self._append_all())
             self._under_way.add(task)
