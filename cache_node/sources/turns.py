@@ -23,7 +23,7 @@ ROWS_TOGETHER = 1000
 class _Waiting:
     rows: Sequence[bytes]
     position: asyncio.Future[Position]
-    begin_by: asyncio.TimerHandle
+    timer: asyncio.TimerHandle
 
 
 class Turns:
@@ -83,7 +83,7 @@ class Turns:
         while self._waiting and (not together or rows + len(self._waiting[0].rows) <= ROWS_TOGETHER):
             one = self._waiting.popleft()
             if not one.position.done():  # else it was cancelled, or has given up
-                one.begin_by.cancel()
+                one.timer.cancel()
                 together.append(one)
                 rows += len(one.rows)
         return together
