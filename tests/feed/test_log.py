@@ -728,6 +728,26 @@ async def test_errors_never_show_credentials(own_valkey: EmbeddedValkey, names: 
     assert failed.value.__suppress_context__
 
 
+async def test_errors_quote_no_argument_of_a_command_that_the_server_does_not_know(names: RedisNames) -> None:
+    """As one where AUTH was renamed: it repeats the password that came with it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(PASSWORD.encode())
+        writer.write(f"-ERR unknown command 'AUTH', with args beginning with: '{PASSWORD}' \r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        log = RedisLog(f"redis://:{PASSWORD}@127.0.0.1:{port}", names, timeout_seconds=1)
+        try:
+            for call in (append(log), log.confirm(None, 0, "node a1", "0 0 2000000 1 default", 0)):
+                with pytest.raises(FeedUnavailableError, match="unknown command 'AUTH'") as failed:
+                    await call
+                assert PASSWORD not in repr(failed.value)
+        finally:
+            await log.aclose()
+
+
 async def test_a_registry_that_holds_a_new_node_alone_vouches_for_nobody(
     log: RedisLog, redis: Any, names: RedisNames
 ) -> None:
