@@ -126,7 +126,7 @@ async def run_script(client: Redis, script: Script, keys: Sequence[str], args: S
 
 def feed_unavailable(doing: str, exc: BaseException) -> FeedUnavailableError:
     """Translate a library error: its class and first words, never an argument of the command."""
-    # A server without the command tells what it was asked: of AUTH that is the password.
-    words = str(exc).partition(", with args beginning with")[0]
-    text = words.splitlines()[0][:200] if words else ""
+    words = str(exc)
+    # A server that does not know a command, as AUTH where it was renamed, quotes what came with it.
+    text = words.splitlines()[0].partition(", with args ")[0][:200] if words else ""
     return FeedUnavailableError(f"{doing} failed: {type(exc).__name__}" + (f" ({text})" if text else ""))

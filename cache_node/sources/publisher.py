@@ -70,8 +70,9 @@ class AsyncPublisher:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Let publishes that are under way end, which takes 4 s at most, and close the connections."""
         self._poll.close()
+        await self._turns.settle()
         await self._log.aclose()
 
     async def publish(self, events: Sequence[Event]) -> Position:

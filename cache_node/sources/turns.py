@@ -51,6 +51,11 @@ class Turns:
         finally:
             timer.cancel()
 
+    async def settle(self) -> None:
+        """Wait for the appends that are under way or wait for their turn."""
+        if self._under_way:
+            await asyncio.wait([*self._under_way])
+
     async def _append_all(self) -> None:
         together: list[_Waiting] = []
         try:

@@ -21,7 +21,6 @@ from cache_node.feed.events import ENTRY_EVENTS, ENTRY_FIELD, Event, EventType, 
 from cache_node.feed.log import PAGE_ENTRIES, Confirmation, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
-from cache_node.feed.redis_client import feed_unavailable
 from tests.fakes import changed, flush, identity_changed, revoked
 from tests.feed.conftest import commanding, connected, frozen, in_step
 from tests.proxy import Proxy
@@ -729,12 +728,24 @@ async def test_errors_never_show_credentials(own_valkey: EmbeddedValkey, names: 
     assert failed.value.__suppress_context__
 
 
-def test_what_a_server_quotes_of_a_command_is_not_repeated() -> None:
-    """A server whose AUTH has another name says this to whoever signs in."""
-    words = f"unknown command 'AUTH', with args beginning with: 'operator' '{PASSWORD}' "
-    assert str(feed_unavailable("confirming", ResponseError(words))) == (
-        "confirming failed: ResponseError (unknown command 'AUTH')"
-    )
+async def test_errors_quote_no_argument_of_a_command_that_the_server_does_not_know(names: RedisNames) -> None:
+    """As one where AUTH was renamed: it repeats the password that came with it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(PASSWORD.encode())
+        writer.write(f"-ERR unknown command 'AUTH', with args beginning with: '{PASSWORD}' \r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        log = RedisLog(f"redis://:{PASSWORD}@127.0.0.1:{port}", names, timeout_seconds=1)
+        try:
+            for call in (append(log), log.confirm(None, 0, "node a1", "0 0 2000000 1 default", 0)):
+                with pytest.raises(FeedUnavailableError, match="unknown command 'AUTH'") as failed:
+                    await call
+                assert PASSWORD not in repr(failed.value)
+        finally:
+            await log.aclose()
 
 
 async def test_a_registry_that_holds_a_new_node_alone_vouches_for_nobody(

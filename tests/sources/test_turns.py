@@ -60,6 +60,23 @@ async def test_whoever_waits_hears_of_an_end() -> None:
         await waiting
 
 
+async def test_who_settles_waits_for_all_that_was_begun() -> None:
+    """What is under way, and what waits for its turn behind it."""
+    writing = Writing()
+    gate = writing.gate = Gate()
+    turns = Turns(writing, at_once=1)
+    appends = [asyncio.ensure_future(turns.append([b"row"], soon()))]
+    await gate.arrived()
+    appends.append(asyncio.ensure_future(turns.append([b"row"], soon())))
+    settling = asyncio.ensure_future(turns.settle())
+    await asyncio.sleep(0)
+    assert not settling.done()
+    gate.open()
+    await settling
+    assert writing.number == 2
+    assert [position.number for position in await asyncio.gather(*appends)] == [1, 2]
+
+
 async def test_who_publishes_as_all_turns_end_begins_one() -> None:
     """Several replies come in one turn of the loop, as after a stall, and who has one goes on at once."""
     under_way: list[asyncio.Future[None]] = []
