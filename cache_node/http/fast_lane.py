@@ -17,7 +17,7 @@ import msgspec
 from cache_node.feed.clock import Clock
 from cache_node.feed.fence import Fence
 from cache_node.feed.lease import Lease
-from cache_node.http.template import Headers, Template
+from cache_node.http.template import Headers, Known, Template
 from cache_node.http.whoami import Observer, headers_of
 from cache_node.sessions.answer import Answer, Tier
 from cache_node.sessions.entry import Entry
@@ -66,6 +66,7 @@ class FastLane:
         self._reader = reader
         self._keys = keys
         self._digest = keys.digest
+        self._known: Known = {"token": {}, "cookie": {}}
         self._fence = fence
         self._lease = lease
         self._turn = turn
@@ -89,7 +90,7 @@ class FastLane:
 
     def template(self, request: bytes, headers: Headers, before: Template | None) -> Template:
         """Of a request that the parser has consumed exactly."""
-        return Template(request, headers, self._session_cookie, self._digest, before)
+        return Template(request, headers, self._session_cookie, self._digest, self._known, before)
 
     def seconds_since(self, then: float) -> float:
         """By the steady clock."""
@@ -144,6 +145,8 @@ class FastLane:
 
     def _begin_second(self, now: float) -> None:
         self._rendered = {}
+        for digests in self._known.values():
+            digests.clear()
         self._rendered_bytes = 0
         self._rendered_until = now + RENDERED_SECONDS
         self._date = formatdate(self._wall(), usegmt=True).encode()

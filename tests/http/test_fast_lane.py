@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_node.feed.events import Event
-from cache_node.http.fast_lane import LOOK_EVERY
+from cache_node.http.fast_lane import LOOK_EVERY, RENDERED_SECONDS
 from cache_node.http.protocol import KEEP_ALIVE_SECONDS
-from cache_node.http.template import Template
+from cache_node.http.template import MOST_KNOWN, MOST_KNOWN_BYTES, Template
 from cache_node.http.whoami import Whoami
 from cache_node.sessions.answer import Wants
 from cache_node.sessions.keys import KeyRing
@@ -178,6 +178,21 @@ def test_a_line_end_in_place_of_a_trace(both: Both) -> None:
     assert both.hits(request("traceparent: 5", "X-Session-Token: token")) == 1
     hiding = request("traceparent: 6\r\nOrigin: https://app.example", "X-Session-Token: token")
     assert both.hits(hiding) == 0
+
+
+def test_what_is_known_of_credentials_is_forgotten_and_never_much(both: Both) -> None:
+    """Each second anew, only what is harmless, no more than so many, and none that is long."""
+    known = both.fast.lane._known["token"]
+    tokens = [f"known-{number}" for number in range(MOST_KNOWN + 10)]
+    both.ask(TOKEN)
+    for token in (*tokens, "x" * (MOST_KNOWN_BYTES + 1), 'odd"one'):
+        both.fast.ask(request(f"X-Session-Token: {token}"))
+    assert len(known) == MOST_KNOWN
+    assert max(map(len, known)) <= MOST_KNOWN_BYTES
+    assert b'odd"one' not in known
+    both.fast.node.clock.advance(RENDERED_SECONDS)
+    both.fast.ask(TOKEN)
+    assert set(known) <= {b"token"}
 
 
 ODD = {
