@@ -14,6 +14,7 @@ import redis
 
 from cache_node.embedded import EmbeddedValkey
 from cache_node.feed.names import RedisNames
+from cache_node.sessions import redis_tier
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
 from cache_node.sessions.redis_tier import MAX_KEYS_A_READ, MAX_KEYS_A_WRITE, MAX_PENDING_WRITES, RedisTier
@@ -372,8 +373,11 @@ async def test_closing_finishes_the_writes(valkey: EmbeddedValkey, server: redis
     await eventually(lambda: len(server.client_list()) == 1, server.client_list)
 
 
-async def test_what_was_put_first_never_comes_last(valkey: EmbeddedValkey, server: redis.Redis) -> None:
+async def test_what_was_put_first_never_comes_last(
+    valkey: EmbeddedValkey, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A discard right behind a put, on a slow link: over two connections the put would win now and then."""
+    monkeypatch.setattr(redis_tier, "WRITE_PAUSE_SECONDS", 0.0)  # which would put both into one batch
     async with Proxy(valkey.url) as link, tier_on(link.url) as tier:
         for number in range(30):
             tier.put(key(number), entry(number))
