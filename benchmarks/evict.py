@@ -64,8 +64,12 @@ def zipf(dice: random.Random, reads: int) -> list[int]:
 
 def scan(dice: random.Random, reads: int) -> list[int]:
     """`zipf`, and among it a walk over sessions of its own."""
+    return _with_a_walk(dice, zipf(dice, reads))
+
+
+def _with_a_walk(dice: random.Random, trace: Trace) -> list[int]:
     walk = itertools.count(SESSIONS)
-    return [next(walk) if dice.random() < SCAN_SHARE else number for number in zipf(dice, reads)]
+    return [next(walk) if dice.random() < SCAN_SHARE else number for number in trace]
 
 
 def sweep(dice: random.Random, reads: int) -> list[int]:
@@ -84,8 +88,7 @@ def drift(dice: random.Random, reads: int) -> list[int]:
 
 def scan_in_drift(dice: random.Random, reads: int) -> list[int]:
     """`drift`, and among it a walk over sessions of its own."""
-    walk = itertools.count(SESSIONS)
-    return [next(walk) if dice.random() < SCAN_SHARE else number for number in drift(dice, reads)]
+    return _with_a_walk(dice, drift(dice, reads))
 
 
 def login(dice: random.Random, reads: int) -> list[int]:

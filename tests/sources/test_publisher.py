@@ -165,10 +165,8 @@ async def test_an_attempt_begins_when_its_turn_has_come(
     assert len(at_once) == 20
 
 
-async def test_a_publish_whose_turn_does_not_come_fails(
-    valkey: EmbeddedValkey, names: RedisNames, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In time, and saying why."""
+def gate_before_appends(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Where each append stops before it is sent."""
     gate = Gate()
     append = RedisLog.append
 
@@ -177,6 +175,14 @@ async def test_a_publish_whose_turn_does_not_come_fails(
         return await append(log, *args, **options)
 
     monkeypatch.setattr(RedisLog, "append", gated)
+    return gate
+
+
+async def test_a_publish_whose_turn_does_not_come_fails(
+    valkey: EmbeddedValkey, names: RedisNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In time, and saying why."""
+    gate = gate_before_appends(monkeypatch)
     monkeypatch.setattr(publisher_module, "PUBLISH_DEADLINE_SECONDS", publisher_module.ATTEMPT_SECONDS + 0.1)
     async with AsyncPublisher(valkey.url, names.prefix) as publisher:
         whole_turns = [changed() * ROWS_TOGETHER] * (CONNECTIONS - 1)
@@ -235,14 +241,7 @@ async def test_who_goes_away_during_the_append_takes_nobody_along(
     valkey: EmbeddedValkey, names: RedisNames, log: RedisLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its event may be in the feed, the others' is, and they have their positions."""
-    gate = Gate()
-    append = RedisLog.append
-
-    async def gated(log: RedisLog, *args: Any, **options: Any) -> Position:
-        await gate.passed()
-        return await append(log, *args, **options)
-
-    monkeypatch.setattr(RedisLog, "append", gated)
+    gate = gate_before_appends(monkeypatch)
     async with AsyncPublisher(valkey.url, names.prefix) as publisher:
         first, second, third = [asyncio.create_task(publisher.session_changed(f"s{n}")) for n in range(3)]
         await gate.arrived()
