@@ -51,12 +51,14 @@ class _Lines:
 
     def shared(self, headers: Headers) -> Headers:
         """The same, of shared lines as far as possible."""
+        block = self._blocks.get(headers)
+        if block is not None:
+            return block
         known = self._lines
         lines = tuple([known.get(line) or self._kept(line) for line in headers])
-        block = self._blocks.get(lines)
-        if block is None and len(self._blocks) < MOST_SHARED_LINES and all(line in known for line in lines):
-            block = self._blocks[lines] = lines
-        return block or lines
+        if len(self._blocks) < MOST_SHARED_LINES and all(line in known for line in lines):
+            self._blocks[lines] = lines
+        return lines
 
     def shared_by(self, entry: Entry) -> Headers:
         """The entry's, its own identity's line among those that are shared."""
