@@ -35,7 +35,7 @@ NODES = 4
 CROWD = 1000
 ORIGIN_DELAY_SECONDS = 0.03
 """What Kratos takes under load, so that the crowd is there before the first answer is."""
-COLD_FACTOR = 16
+COLD_FACTOR = 24
 """Sessions are read cold for so many times longer than they are found in Redis, which is quicker."""
 APART = 10_000_000
 """Between the first sessions of two runs."""

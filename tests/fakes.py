@@ -32,6 +32,7 @@ from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sessions.origin import OriginAnswer
+from cache_node.sessions.ports import Tell
 from cache_node.sessions.reader import Reader
 from cache_node.sessions.sealing import seal, unseal
 from tests.http.asking import Client, whoami_request
@@ -216,6 +217,10 @@ class SharedMemory:
         if self.gate is not None:
             await self.gate.passed()
         return next((entry for key, value in found if (entry := unseal(key, value)) is not None), None)
+
+    def look_up(self, keys: Sequence[Key], tell: Tell) -> None:
+        looking = asyncio.ensure_future(self.get(keys))
+        looking.add_done_callback(lambda done: tell(None if done.cancelled() else done.result()))
 
     async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
         await asyncio.sleep(0)

@@ -193,7 +193,7 @@ _FORWARD_REASONS = {
 
 
 @functools.lru_cache(64)
-def _cache_status(tier: Tier, detail: str) -> bytes:
+def cache_status(tier: Tier, detail: str) -> bytes:
     """RFC 9211: which tier answered or why none did."""
     how = _HITS.get(tier) or "fwd=" + _FORWARD_REASONS.get(detail, "miss")
     return f"cache-node; {how}; detail={detail}".encode()
@@ -203,7 +203,7 @@ def headers_of(answer: Answer, *, is_head: bool = False) -> list[tuple[bytes, by
     """The answer's headers as they go to the client, in order."""
     headers = [
         *answer.headers,
-        (b"cache-status", _cache_status(answer.tier, answer.detail)),
+        (b"cache-status", cache_status(answer.tier, answer.detail)),
         (b"age", str(int(answer.age_seconds)).encode()),
     ]
     # A HEAD that went to the origin for itself has the length that the origin told, if any; these have none.

@@ -20,12 +20,9 @@ CLOCK_TOLERANCE_SECONDS = 1.0
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-IDENTITY_HEADER = b"x-kratos-authenticated-identity-id"
-OWN_IDENTITY = (IDENTITY_HEADER, b"\r\n")
-"""In an entry's `lines` it stands for the line with the entry's own identity, whose id is among the facts already.
-
-No header of an origin has this value.
-"""
+_IDENTITY_LINE = b"x-kratos-authenticated-identity-id: %b\r\n"
+# Stands for the line with the entry's own identity, whose id is among the facts already.  No header has this value.
+_OWN_IDENTITY = _IDENTITY_LINE % b"\0"
 
 _TIMES = Struct("<dd")
 
@@ -33,12 +30,12 @@ _TIMES = Struct("<dd")
 class Entry(Node, gc=False):
     """A 200 of the origin.  Owned by the memory tier; the fence alone changes it (`number`, `admitted_version`).
 
-    `lines` are `headers`, as far as entries do not have them in common.  `facts` are ids and times in one object: a
-    million entries have no room for four.
+    `head` has the headers as HTTP/1.1 lines, but for what tells one session's from another's.  `facts` are ids and
+    times in one object: a million entries have no room for four.
     """
 
     body: bytes
-    lines: Headers
+    head: bytes
     facts: bytes
     generation: int
     number: int
@@ -58,7 +55,8 @@ class Entry(Node, gc=False):
     ) -> Entry:
         """`expires_at` and `fetched_at` are Unix seconds, `generation` and `number` the position of `as_of`."""
         facts = pack_ids(session_id, identity_id) + _TIMES.pack(expires_at, fetched_at)
-        return cls(body, headers, facts, generation, number)
+        head = pack_headers(headers).replace(_IDENTITY_LINE % identity_id.encode(), _OWN_IDENTITY)
+        return cls(body, head, facts, generation, number)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Entry) and self._content() == other._content()
@@ -71,10 +69,14 @@ class Entry(Node, gc=False):
     @property
     def headers(self) -> Headers:
         """The origin's own, names in lower case, order kept."""
-        if OWN_IDENTITY not in self.lines:
-            return self.lines
-        own = (IDENTITY_HEADER, self.identity_id.encode())
-        return tuple([own if line == OWN_IDENTITY else line for line in self.lines])
+        return unpack_headers(self.lines)
+
+    @property
+    def lines(self) -> bytes:
+        """The headers as HTTP/1.1 lines, each with its end."""
+        if _OWN_IDENTITY not in self.head:
+            return self.head
+        return self.head.replace(_OWN_IDENTITY, _IDENTITY_LINE % self.identity_id.encode())
 
     @property
     def session_id(self) -> str:
@@ -113,6 +115,17 @@ class Entry(Node, gc=False):
         """Whether it was fetched at most `limit_seconds` ago."""
         age = self.age_seconds(now)
         return age is not None and age <= limit_seconds
+
+
+def pack_headers(headers: Headers) -> bytes:
+    """As HTTP/1.1 lines, each with its end; names have no colon, values no line feed (origin.py sees to it)."""
+    return b"".join([b"%b: %b\r\n" % line for line in headers])
+
+
+def unpack_headers(lines: bytes) -> Headers:
+    """The headers that were packed."""
+    pairs = [line.partition(b": ") for line in lines.split(b"\r\n")[:-1]]
+    return tuple([(name, value) for name, _, value in pairs])
 
 
 class SessionFacts(msgspec.Struct, frozen=True):

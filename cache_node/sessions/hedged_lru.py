@@ -96,6 +96,9 @@ class HedgedLru(Generic[N]):
     def __len__(self) -> int:
         return self._count
 
+    def __contains__(self, key: bytes) -> bool:
+        return key[:KEY_BYTES] in self._shards[key[0]]
+
     def get(self, key: bytes) -> N | None:
         """The value, marked as used."""
         node = self._shards[key[0]].get(key[:KEY_BYTES])

@@ -6,7 +6,7 @@ Refused credentials (401) have a small share of the bound of their own, so that 
 from __future__ import annotations
 
 from cache_node.feed.position import Position
-from cache_node.sessions.entry import IDENTITY_HEADER, OWN_IDENTITY, Entry, Headers
+from cache_node.sessions.entry import Entry
 from cache_node.sessions.hedged_lru import GHOST_BYTES, HedgedLru, Node
 
 ENTRY_OVERHEAD_BYTES = 330
@@ -15,11 +15,11 @@ REFUSAL_OVERHEAD_BYTES = 440
 """The same for a refusal, which has two numbers of its own."""
 SUBJECT_OVERHEAD_BYTES = 230
 """The same for knowing whose a credential was."""
-HEADER_OVERHEAD_BYTES = 145
-"""What a header line costs beyond its bytes: a tuple and two objects."""
-SHARED_LINE_BYTES = 8
-"""What a line costs that many entries have in common."""
-MOST_SHARED_LINES = 1024
+HEAD_OVERHEAD_BYTES = 48
+"""What the headers cost beyond their bytes, where they are not shared."""
+MOST_HEADS = 1024
+"""That are shared, of at most so many bytes each: they are not in the bound."""
+MOST_HEAD_BYTES = 1024
 REFUSAL_SHARE = 1 / 32
 SUBJECT_SHARE = 1 / 64
 GHOSTS_SHARE = 1 / 128
@@ -32,53 +32,32 @@ class Refusal(Node, gc=False):
     """A 401 for a presented credential, believed.  `until` is a reading of the steady clock."""
 
     body: bytes
-    headers: Headers
+    head: bytes
+    """The headers, packed."""
     fetched_at: float
     until: float
     as_of: Position | None
     """Position applied before it was read; None for the anonymous answer, which no event changes."""
 
 
-class _Lines:
-    """Header lines that many entries have in common, kept once, and so are all of an entry's lines if each of them is.
-
-    Never forgets: what a line costs stays what it is.
-    """
+class _Heads:
+    """Headers that many values have in common, kept once.  Never forgets: what they cost stays what it is."""
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {OWN_IDENTITY: OWN_IDENTITY}
-        self._blocks: dict[Headers, Headers] = {}
+        self._heads: dict[bytes, bytes] = {}
 
-    def shared(self, headers: Headers) -> Headers:
-        """The same, of shared lines as far as possible."""
-        block = self._blocks.get(headers)
-        if block is not None:
-            return block
-        known = self._lines
-        lines = tuple([known.get(line) or self._kept(line) for line in headers])
-        if len(self._blocks) < MOST_SHARED_LINES and all(line in known for line in lines):
-            self._blocks[lines] = lines
-        return lines
+    def shared(self, head: bytes) -> bytes:
+        """The same, and if possible the same object."""
+        known = self._heads.get(head)
+        if known is not None:
+            return known
+        if len(self._heads) < MOST_HEADS and len(head) <= MOST_HEAD_BYTES:
+            self._heads[head] = head
+        return head
 
-    def shared_by(self, entry: Entry) -> Headers:
-        """The entry's, its own identity's line among those that are shared."""
-        own = (IDENTITY_HEADER, entry.identity_id.encode())
-        return self.shared(tuple([OWN_IDENTITY if line == own else line for line in entry.lines]))
-
-    def size_of(self, headers: Headers) -> int:
-        """Bytes of what `shared` gave."""
-        if headers in self._blocks:
-            return 0
-        lines = self._lines
-        return sum(
-            SHARED_LINE_BYTES if line in lines else len(line[0]) + len(line[1]) + HEADER_OVERHEAD_BYTES
-            for line in headers
-        )
-
-    def _kept(self, line: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-        if len(self._lines) < MOST_SHARED_LINES and line[0] != IDENTITY_HEADER:
-            self._lines[line] = line
-        return line
+    def size_of(self, head: bytes) -> int:
+        """Bytes of what `shared` gave, for each value that has it."""
+        return 0 if head in self._heads else len(head) + HEAD_OVERHEAD_BYTES
 
 
 class Subject(Node, gc=False):
@@ -94,7 +73,7 @@ class MemoryTier:
         self.max_body_bytes = int(max_bytes * BODY_SHARE)
         refusal_bytes = int(max_bytes * REFUSAL_SHARE)
         subject_bytes = int(max_bytes * SUBJECT_SHARE)
-        self._lines = _Lines()
+        self._heads = _Heads()
         ghosts = int(max_bytes * GHOSTS_SHARE) // GHOST_BYTES
         entry_bytes = max_bytes - refusal_bytes - subject_bytes - GHOST_BYTES * ghosts
         self._entries: HedgedLru[Entry] = HedgedLru(entry_bytes, self._size_of_entry, ghosts)
@@ -117,6 +96,10 @@ class MemoryTier:
         """Entries and refusals that had to make room."""
         return self._entries.evictions + self._refusals.evictions
 
+    def __contains__(self, name: bytes) -> bool:
+        """Whether an entry or a refusal is kept under the key's name."""
+        return name in self._entries or name in self._refusals
+
     def get(self, name: bytes) -> Entry | None:
         """The entry kept under the key's name."""
         return self._entries.get(name)
@@ -127,7 +110,7 @@ class MemoryTier:
         if len(entry.body) > self.max_body_bytes:
             self._entries.discard(name)
             return False
-        entry.lines = self._lines.shared_by(entry)
+        entry.head = self._heads.shared(entry.head)
         return self._entries.put(name, entry)
 
     def get_refusal(self, name: bytes) -> Refusal | None:
@@ -137,7 +120,7 @@ class MemoryTier:
     def put_refusal(self, name: bytes, refusal: Refusal) -> bool:
         """Keep the refusal, in place of what was known of the key."""
         self._discard_entry(name)
-        refusal.headers = self._lines.shared(refusal.headers)
+        refusal.head = self._heads.shared(refusal.head)
         return self._refusals.put(name, refusal)
 
     def discard(self, name: bytes) -> None:
@@ -161,10 +144,10 @@ class MemoryTier:
             self._entries.discard(name)
 
     def _size_of_entry(self, entry: Entry) -> int:
-        return len(entry.body) + len(entry.facts) + self._lines.size_of(entry.lines) + ENTRY_OVERHEAD_BYTES
+        return len(entry.body) + len(entry.facts) + self._heads.size_of(entry.head) + ENTRY_OVERHEAD_BYTES
 
     def _size_of_refusal(self, refusal: Refusal) -> int:
-        return len(refusal.body) + self._lines.size_of(refusal.headers) + REFUSAL_OVERHEAD_BYTES
+        return len(refusal.body) + self._heads.size_of(refusal.head) + REFUSAL_OVERHEAD_BYTES
 
     def clear(self) -> None:
         """Forget everything.  Its owner must, at the end: the collector does not see what is kept here."""

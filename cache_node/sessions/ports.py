@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cache_node.sessions.credential import Credential
@@ -10,12 +10,17 @@ from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
 from cache_node.sessions.origin import OriginAnswer
 
+Tell = Callable[[Entry | None], None]
+
 
 class SharedTier(Protocol):
     """The tier that the nodes of a region share.  Never raises: one that does not answer is a miss."""
 
-    def get(self, keys: Sequence[Key]) -> Awaitable[Entry | None]:
-        """The entry under the first of the keys that has one.  May be shared: shield it."""
+    async def get(self, keys: Sequence[Key]) -> Entry | None:
+        """The entry under the first of the keys that has one."""
+
+    def look_up(self, keys: Sequence[Key], tell: Tell) -> None:
+        """The same for who has no task to wait with: `tell` hears it, once, and not before this has returned."""
 
     async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
         """The same, and whether another node is about to bring it; else the lock is the caller's, who must `release`.

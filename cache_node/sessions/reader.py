@@ -12,11 +12,9 @@ to Redis is written behind that, which is safe, because every reader of it asks 
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -35,19 +33,19 @@ from cache_node.sessions.entry import (
     Headers,
     credential_ends_at,
     is_session,
+    pack_headers,
     read_session,
+    unpack_headers,
 )
 from cache_node.sessions.flight import Flight, Flights
 from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.memory_tier import MemoryTier, Refusal
 from cache_node.sessions.origin import OriginAnswer
-from cache_node.sessions.ports import SessionOrigin, SharedTier
+from cache_node.sessions.ports import SessionOrigin, SharedTier, Tell
 
 logger = logging.getLogger(__name__)
 
 _PLAIN = Wants()
-
-Tell = Callable[[Entry | None], None]
 
 REFUSAL_SECONDS = 5.0
 """How long a believed 401 is given again without asking."""
@@ -166,24 +164,17 @@ class Reader:
         if waiting is not None:
             waiting.append(tell)
             return True
-        if (
-            name in self._flights
-            or not self._lease.holds()
-            or self._memory.get(name) is not None
-            or self._memory.get_refusal(name) is not None
-        ):
+        if name in self._memory or name in self._flights or not self._lease.holds():
             return False
         waiting = self._lookups[name] = [tell]
-        looking = asyncio.ensure_future(self._redis.get(keys))
-        looking.add_done_callback(partial(self._looked_up, name, waiting))
+        self._redis.look_up(keys, partial(self._looked_up, name, waiting))
         return True
 
-    def _looked_up(self, name: bytes, waiting: list[Tell], looking: asyncio.Future[Entry | None]) -> None:
-        entry = None
-        if self._lookups.get(name) is waiting:  # else a flight has begun
+    def _looked_up(self, name: bytes, waiting: list[Tell], entry: Entry | None) -> None:
+        if self._lookups.get(name) is not waiting:  # a flight has begun
+            entry = None
+        else:
             del self._lookups[name]
-            if not looking.cancelled() and looking.exception() is None:
-                entry = looking.result()
             if entry is not None and not self._take(name, entry):
                 entry = None
         for tell in waiting:
@@ -317,7 +308,7 @@ class Reader:
         """An admitted entry, kept in memory by now; anything else is a miss for everybody."""
         if not self._lease.holds():
             return None
-        entry = await asyncio.shield(self._redis.get(keys))
+        entry = await self._redis.get(keys)
         return entry if entry is not None and self._take(keys[0].name, entry) else None
 
     async def _look_in_redis_or_lock(self, flight: Flight[Outcome], keys: tuple[Key, ...]) -> Entry | None:
@@ -384,7 +375,7 @@ class Reader:
         if answer.header(b"set-cookie") is not None:
             return FromOrigin(answer)
         refusal = Refusal(
-            answer.body, _replayed(answer.headers), answer.fetched_at, self._clock.steady() + REFUSAL_SECONDS, as_of
+            answer.body, _head_of(answer), answer.fetched_at, self._clock.steady() + REFUSAL_SECONDS, as_of
         )
         if self._stands(refusal):
             self._memory.put_refusal(keys[0].name, refusal)
@@ -413,7 +404,7 @@ class Reader:
             return None
         return Entry.of(
             body=answer.body,
-            headers=_replayed(answer.headers),
+            headers=_replayed(answer),
             session_id=facts.session_id,
             identity_id=facts.identity_id,
             expires_at=min(facts.expires_at, credential_end),
@@ -430,7 +421,7 @@ class Reader:
         answer = replace(answer, headers=tuple(line for line in answer.headers if line[0] != b"set-cookie"))
         if answer.status == 401:
             until = self._clock.steady() + ANONYMOUS_SECONDS
-            self._anonymous = Refusal(answer.body, _replayed(answer.headers), answer.fetched_at, until, None)
+            self._anonymous = Refusal(answer.body, _head_of(answer), answer.fetched_at, until, None)
         return answer
 
     def _check_session(self, answer: OriginAnswer) -> None:
@@ -488,12 +479,16 @@ class Reader:
 
     def _from_refusal(self, refusal: Refusal) -> Answer:
         age = max(0.0, self._clock.wall() - refusal.fetched_at)
-        return Answer(401, refusal.headers, refusal.body, "negative", "negative", age)
+        return Answer(401, unpack_headers(refusal.head), refusal.body, "negative", "negative", age)
 
     def _from_origin(self, answer: OriginAnswer, detail: str) -> Answer:
         age = max(0.0, self._clock.wall() - answer.fetched_at)
         return Answer(answer.status, answer.headers, answer.body, "origin", detail, age)
 
 
-def _replayed(headers: Headers) -> Headers:
-    return tuple((name, value) for name, value in headers if name in REPLAYED_HEADERS)
+def _replayed(answer: OriginAnswer) -> Headers:
+    return tuple((name, value) for name, value in answer.headers if name in REPLAYED_HEADERS)
+
+
+def _head_of(answer: OriginAnswer) -> bytes:
+    return pack_headers(_replayed(answer))

@@ -1,7 +1,8 @@
 """The redis tier (L2): sealed entries that the nodes of a region share, and who of them asks the origin for one.
 
 A tier that does not answer is a miss, never an error.  Nothing is ever deleted to invalidate it: each reader judges an
-entry by its own fence.  All reads of one event-loop turn are one round trip, and so are all writes.
+entry by its own fence.  All reads of one event-loop turn are one round trip, of several turns under load, and so are
+all writes.
 
 A fill lock is a key beside the entry's: `1` while a node asks the origin, `0` for a while after an answer that nobody
 may keep, so that others ask for themselves at once.  Its loss costs a second request, and nothing else.
@@ -10,22 +11,27 @@ may keep, so that others ask for themselves at once.  Its loss costs a second re
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
 from cache_node.feed.names import RedisNames
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
+from cache_node.sessions.ports import Tell
 from cache_node.sessions.round_trips import TIMEOUT_SECONDS, Command, RoundTrips
 from cache_node.sessions.sealing import seal, unseal
 
 MAX_KEYS_A_READ = 128
 """10,000 keys in one command would hold the server for 9 ms."""
+FEW_READS = 3
+"""While more than these are under way, others wait for their replies, and go together."""
+GATHER_SECONDS = 0.001
+"""But no longer than this.  [32 readers: 22 reads a round trip instead of 15 take 4 of 38 µs from each hit.]"""
 MAX_PENDING_WRITES = 1024
 MAX_KEYS_A_WRITE = 128
 WRITE_PAUSE_SECONDS = 0.001
@@ -38,14 +44,12 @@ LONGEST_PAUSE_SECONDS = 0.025
 _HELD, _NOT_KEPT = b"1", b"0"
 
 
-@dataclass(eq=False, slots=True)
-class _Read:
-    """One question for an entry, and for its lock if there is one; the future has the answer."""
+class _Read(NamedTuple):
+    """One question for an entry; where there is a lock, for that too, and `tell` hears also whose it is."""
 
     keys: Sequence[Key]
-    names: Sequence[bytes]
-    lock: bytes | None
-    future: asyncio.Future[Any]
+    tell: Callable[..., None]
+    lock: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,9 @@ class RedisTier:
         """Asked for once: Python 3.11 asks the kernel each time [one read in eight was spent in getpid]."""
         self._held: set[bytes] = set()
         self._renewal: asyncio.TimerHandle | None = None
-        self._reads: dict[tuple[bytes, bool], _Read] = {}
+        self._reads: list[_Read] = []
+        self._under_way = 0  # reads whose reply has not come yet
+        self._gathering: asyncio.TimerHandle | None = None
         self._writes: dict[bytes, _Write] = {}
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
@@ -85,7 +91,9 @@ class RedisTier:
         """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`, `lock_waits`."""
 
     async def aclose(self) -> None:
-        """Finish the writes under way, then close the connections."""
+        """Finish what is under way, then close the connections."""
+        self._gather_no_more()
+        await asyncio.sleep(0)
         await self.settle()
         if self._renewal is not None:  # a read that ended meanwhile may have begun it
             self._renewal.cancel()
@@ -96,12 +104,15 @@ class RedisTier:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_SECONDS)
 
-    def get(self, keys: Sequence[Key]) -> asyncio.Future[Entry | None]:
-        """The entry under the first of the keys that has one; None if there is none or Redis does not answer.
+    async def get(self, keys: Sequence[Key]) -> Entry | None:
+        """The entry under the first of the keys that has one; None if there is none or Redis does not answer."""
+        found: asyncio.Future[Entry | None] = self._loop.create_future()
+        self.look_up(keys, lambda entry: None if found.done() else found.set_result(entry))
+        return await found
 
-        Readers of one key share the future, so who may go away shields it.
-        """
-        return self._ask(keys, is_fill=False)
+    def look_up(self, keys: Sequence[Key], tell: Tell) -> None:
+        """The same, told to a callback: of a redis hit's 36 µs, task and future of each would be another 4."""
+        self._ask(_Read(keys, tell))
 
     async def get_or_lock(self, keys: Sequence[Key], attempt: int) -> tuple[Entry | None, bool]:
         """The same, and whether another node is about to bring it; else the lock is the caller's, who must `release`.
@@ -111,8 +122,16 @@ class RedisTier:
         if attempt:
             self.counts["lock_waits"] += 1
             await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2 ** min(attempt - 1, 10), LONGEST_PAUSE_SECONDS))
-        found: tuple[Entry | None, bool] = await self._ask(keys, is_fill=True)
-        return found
+        found: asyncio.Future[tuple[Entry | None, bool]] = self._loop.create_future()
+
+        def hear(entry: Entry | None, is_elsewhere: bool) -> None:
+            if found.done():  # its reader went away
+                self.release(keys[0], is_kept=entry is not None)
+            else:
+                found.set_result((entry, is_elsewhere))
+
+        self._ask(_Read(keys, hear, self._names.lock(keys[0].name)))
+        return await found
 
     def release(self, key: Key, *, is_kept: bool) -> None:
         """Give the lock back, behind what was put before; `is_kept` says whether others find an entry now."""
@@ -134,62 +153,73 @@ class RedisTier:
 
     # Reads ----------------------------------------------------------------------------------------------------------
 
-    def _ask(self, keys: Sequence[Key], *, is_fill: bool) -> asyncio.Future[Any]:
-        read = self._reads.get((keys[0].name, is_fill))
-        if read is None:
-            if not self._reads:
+    def _ask(self, read: _Read) -> None:
+        if not self._reads:
+            if self._under_way <= FEW_READS:
                 self._loop.call_soon(self._send_reads)
-            names = [self._names.entry(key.name) for key in keys]
-            lock = self._names.lock(keys[0].name) if is_fill else None
-            read = self._reads[keys[0].name, is_fill] = _Read(keys, names, lock, self._loop.create_future())
-        return read.future
+            else:
+                self._gathering = self._loop.call_later(GATHER_SECONDS, self._send_reads)
+        self._reads.append(read)
 
     def _send_reads(self) -> None:
+        self._gathering = None
         batch: list[_Read] = []
         size = 0
-        for read in self._reads.values():
+        for read in self._reads:
             if batch and size + len(read.keys) > MAX_KEYS_A_READ:
                 self._spawn(self._read_batch(batch))
                 batch, size = [], 0
             batch.append(read)
             size += len(read.keys)
-        self._reads = {}
+        self._reads = []
         self._spawn(self._read_batch(batch))
 
+    def _gather_no_more(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+            self._loop.call_soon(self._send_reads)  # with those who ask in this turn
+
     async def _read_batch(self, reads: list[_Read]) -> None:
-        names = [name for read in reads for name in read.names]
+        names = [self._names.entry(key.name) for read in reads for key in read.keys]
         locks = [read.lock for read in reads if read.lock is not None]
         self.counts["reads"] += len(names)
+        waiting = deque(reads)
+        self._under_way += len(reads)
         try:
             commands = [self._lock_command(lock, _HELD, b"NX") for lock in locks]
             replies = await self._send([*commands, (b"MGET", *names, *locks)])
             if replies is None or isinstance(replies[-1], ResponseError):
                 return
             values = replies.pop()
-            states = dict(zip(locks, zip(replies, values[len(names) :], strict=True), strict=True))
+            states = zip(replies, values[len(names) :], strict=True)
             sealed = iter(values)
-            for read in reads:
-                entry = self._first(zip(read.keys, sealed, strict=False))
-                if read.future.done():  # its only reader went away
-                    continue
+            while waiting:
+                read = waiting[0]
+                entry = None
+                for key in read.keys:
+                    value = next(sealed)
+                    if value is not None and entry is None:
+                        entry = unseal(key, value)
+                        self.counts["unreadable"] += entry is None
+                waiting.popleft()
                 if read.lock is None:
-                    read.future.set_result(entry)
+                    self._tell(read, entry)
                 else:
-                    read.future.set_result((entry, self._is_elsewhere(read.lock, *states[read.lock])))
+                    self._tell(read, entry, self._is_elsewhere(read.lock, *next(states)))
         finally:
             # Whatever goes wrong is a miss: a reader that waited for ever would hold its key for ever.
-            for read in reads:
-                if not read.future.done():
-                    read.future.set_result(None if read.lock is None else (None, False))
+            for read in waiting:
+                self._tell(read, *((None,) if read.lock is None else (None, False)))
+            self._under_way -= len(reads)
+            if self._under_way <= FEW_READS:
+                self._gather_no_more()
 
-    def _first(self, sealed: Iterable[tuple[Key, bytes | None]]) -> Entry | None:
-        first = None
-        for key, value in sealed:
-            if value is None or first is not None:
-                continue
-            first = unseal(key, value)
-            self.counts["unreadable"] += first is None
-        return first
+    def _tell(self, read: _Read, *answer: Any) -> None:
+        try:
+            read.tell(*answer)
+        except Exception as exc:  # noqa: BLE001  # one reader's trouble, and not that of the others
+            self._loop.call_exception_handler({"message": "an answer of the redis tier", "exception": exc})
 
     # Locks ----------------------------------------------------------------------------------------------------------
 

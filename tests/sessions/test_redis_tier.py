@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
@@ -14,10 +14,10 @@ import redis
 
 from cache_node.embedded import EmbeddedValkey
 from cache_node.feed.names import RedisNames
-from cache_node.sessions import redis_tier
+from cache_node.sessions import redis_tier, round_trips
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
-from cache_node.sessions.redis_tier import MAX_KEYS_A_READ, MAX_KEYS_A_WRITE, MAX_PENDING_WRITES, RedisTier
+from cache_node.sessions.redis_tier import FEW_READS, MAX_KEYS_A_READ, MAX_KEYS_A_WRITE, MAX_PENDING_WRITES, RedisTier
 from cache_node.sessions.round_trips import TIMEOUT_SECONDS
 from cache_node.sessions.sealing import seal
 from tests.proxy import Proxy
@@ -58,11 +58,6 @@ async def tier_on(url: str, lifetime_seconds: float = 60.0) -> AsyncIterator[Red
 async def tier(valkey: EmbeddedValkey) -> AsyncIterator[RedisTier]:
     async with tier_on(valkey.url) as built:
         yield built
-
-
-async def read(tier: RedisTier, keys: Sequence[Key]) -> Entry | None:
-    """As a reader does who may go away."""
-    return await asyncio.shield(tier.get(keys))
 
 
 def key(number: int) -> Key:
@@ -125,13 +120,75 @@ async def test_all_reads_of_one_turn_are_one_command(
 
 async def test_reads_of_two_turns_are_two_commands(tier: RedisTier, server: redis.Redis) -> None:
     """Nobody waits for others that may come."""
-    first = asyncio.create_task(read(tier, [key(1)]))
+    first = asyncio.create_task(tier.get([key(1)]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    second = asyncio.create_task(read(tier, [key(2)]))
+    second = asyncio.create_task(tier.get([key(2)]))
     await asyncio.gather(first, second)
 
     assert calls(server, "mget") == 2
+
+
+async def ask_in_turns(tier: RedisTier, *asking: int) -> list[asyncio.Task[Entry | None]]:
+    """So many reads in each turn of the loop."""
+    asked = []
+    for number, reads in enumerate(asking):
+        asked += [asyncio.create_task(tier.get([key(100 * number + one)])) for one in range(reads)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    return asked
+
+
+@pytest.mark.parametrize(("under_way", "round_trips"), [(FEW_READS, 3), (FEW_READS + 1, 2)])
+async def test_while_many_reads_are_under_way_others_are_gathered(
+    tier: RedisTier, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, under_way: int, round_trips: int
+) -> None:
+    """Until the first have their reply; nobody waits for few."""
+    monkeypatch.setattr(redis_tier, "GATHER_SECONDS", 60.0)
+    assert await tier.get([key(0)]) is None
+    tier.counts.clear()
+    with stopped(valkey):
+        asked = await ask_in_turns(tier, under_way, 1, 1, 1)
+    assert await asyncio.gather(*asked) == [None] * (under_way + 3)
+
+    assert (tier.counts["round_trips"], tier.counts["failures"]) == (round_trips, 0)
+
+
+async def test_reads_are_gathered_for_a_moment_only(
+    tier: RedisTier, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that does not come keeps nobody else's question back."""
+    monkeypatch.setattr(round_trips, "TIMEOUT_SECONDS", 5.0)
+    with stopped(valkey):
+        asked = await ask_in_turns(tier, FEW_READS + 1, 1)
+        await eventually(lambda: tier.counts["round_trips"] == 2, lambda: dict(tier.counts), 2.0)
+        assert not any(reading.done() for reading in asked)
+    assert await asyncio.gather(*asked) == [None] * (FEW_READS + 2)
+
+
+async def test_a_tier_that_ends_tells_those_who_were_gathered(valkey: EmbeddedValkey) -> None:
+    """Their question goes out before the connections end."""
+    async with tier_on(valkey.url) as tier:
+        tier.put(key(100), entry(100))
+        await tier.settle()
+        asked = await ask_in_turns(tier, FEW_READS + 1, 1)
+    assert await asyncio.wait_for(asked[-1], 5.0) == entry(100)
+
+
+async def test_a_reader_that_fails_keeps_nothing_from_the_others(tier: RedisTier) -> None:
+    """Its failure is the loop's to report."""
+    tier.put(key(1), entry(1))
+    await tier.settle()
+    reported: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    failure = RuntimeError("of this reader")
+
+    def fail(_: Entry | None) -> None:
+        raise failure
+
+    tier.look_up([key(1)], fail)
+    assert await tier.get([key(1)]) == entry(1)
+    assert reported == [failure]
 
 
 async def test_the_keys_of_one_reader_are_one_command(tier: RedisTier, server: redis.Redis) -> None:
@@ -144,11 +201,11 @@ async def test_the_keys_of_one_reader_are_one_command(tier: RedisTier, server: r
     assert calls(server, "mget") == 1
 
 
-async def test_two_readers_of_one_key_in_one_turn_read_it_once(tier: RedisTier, server: redis.Redis) -> None:
+async def test_readers_of_one_key_in_one_turn_are_one_command(tier: RedisTier, server: redis.Redis) -> None:
     """And one that goes away does not take the other's answer with it."""
     tier.put(key(1), entry(1))
     await tier.settle()
-    readers = [asyncio.create_task(read(tier, [key(1)])) for _ in range(3)]
+    readers = [asyncio.create_task(tier.get([key(1)])) for _ in range(3)]
     await asyncio.sleep(0)
     readers[0].cancel()
 
@@ -302,7 +359,7 @@ async def test_a_connection_that_breaks_is_tried_once_more(valkey: EmbeddedValke
     async with Proxy(valkey.url) as proxy, tier_on(proxy.url) as tier:
         await tier.get([key(2)])
         proxy.hold_replies()
-        reading = asyncio.create_task(read(tier, [key(1)]))
+        reading = asyncio.create_task(tier.get([key(1)]))
         await proxy.held.wait()
         proxy.cut()
         proxy.mend()
@@ -471,7 +528,7 @@ async def test_one_of_two_nodes_has_the_lock(tier: RedisTier, neighbour: RedisTi
 
 async def test_a_lock_and_its_entry_are_one_round_trip(tier: RedisTier, server: redis.Redis) -> None:
     """Of all that are asked for in one turn."""
-    await asyncio.gather(*(tier.get_or_lock([key(number)], 0) for number in range(50)), read(tier, [key(99)]))
+    await asyncio.gather(*(tier.get_or_lock([key(number)], 0) for number in range(50)), tier.get([key(99)]))
 
     assert (tier.counts["round_trips"], calls(server, "mget"), calls(server, "set")) == (1, 1, 50)
 
@@ -521,7 +578,7 @@ async def test_a_lock_lasts_as_long_as_the_read(tier: RedisTier, server: redis.R
 
 
 async def test_who_goes_away_takes_no_lock_along(tier: RedisTier, neighbour: RedisTier, server: redis.Redis) -> None:
-    """A lock that nobody will give back is not renewed."""
+    """What nobody will bring is not waited for."""
     reading = asyncio.create_task(tier.get_or_lock([key(1)], 0))
     await asyncio.sleep(0)
     reading.cancel()
