@@ -211,6 +211,7 @@ class Node:
 
     def _lane(self, parts: Components, settings: NodeSettings) -> FastLane:
         lane = FastLane(
+            whoami=self._whoami,
             reader=parts.reader,
             keys=KeyRing(settings.secrets),
             fence=parts.fence,

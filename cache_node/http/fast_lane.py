@@ -1,35 +1,42 @@
-"""The shortest way through the read path: a plain hit in either tier, without parser, task or application.
+"""The shortest way through the read path, for plain requests: without parser and application, for a hit without a task.
 
-What it answers is what `whoami.py` would answer, byte for byte, but for an age and a date of the same second: rendered
-once a second for each entry that is asked for.  All that is asked there before a hit is asked here at every hit.
+What it answers is what `whoami.py` would answer, byte for byte, but for an age and a date of the same second: a hit is
+rendered once a second for each entry that is asked for.  All that is asked there before a hit is asked here at every
+hit.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import partial
 
 import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from cache_node.feed.clock import Clock
 from cache_node.feed.fence import Fence
 from cache_node.feed.lease import Lease
 from cache_node.http.template import Headers, Known, Template
-from cache_node.http.whoami import Observer, cache_status
+from cache_node.http.whoami import Observer, Whoami, cache_status, headers_of
 from cache_node.sessions.answer import Tier
-from cache_node.sessions.entry import Entry
+from cache_node.sessions.credential import Credential
+from cache_node.sessions.entry import Entry, pack_headers
 from cache_node.sessions.hedged_lru import Turn
 from cache_node.sessions.keys import KeyRing
 from cache_node.sessions.reader import Reader
+
+logger = logging.getLogger(__name__)
 
 RENDERED_SECONDS = 1.0
 RENDERED_BYTES = 8 * 1024 * 1024
 """Rendered answers that are kept at most, for a second at most; above that each hit renders its own."""
 LOOK_EVERY = 8
-"""When most looks in Redis find nothing, one request in so many is looked up here; the others leave that to the slow
-path, which looks and locks in one round trip."""
+"""When most looks in Redis find nothing, one request in so many looks there first; the others leave that to the reader,
+which looks and locks in one round trip."""
 _LOOKS_HEEDED = 4
 SAMPLE_EVERY = 256
 """One hit in so many is timed, on average; at random, since a fixed stride would time the same connection each time."""
@@ -37,6 +44,9 @@ SAMPLE_EVERY = 256
 # The head at once, and not line by line as the slow path does it, which tests hold against it.
 _ANSWER = b"HTTP/1.1 200 OK\r\ndate: %b\r\n%bcache-status: %b\r\nage: %d\r\ncontent-length: %d\r\n\r\n%b"
 _CACHE_STATUS: dict[Tier, bytes] = {"memory": cache_status("memory", "memory"), "redis": cache_status("redis", "redis")}
+
+Hear = Callable[[bytes | None], None]
+"""Is told once: the whole answer, or None where the slow path must say what it is."""
 
 
 class _Rendered(msgspec.Struct, frozen=True, gc=False):
@@ -56,6 +66,7 @@ class FastLane:
     def __init__(
         self,
         *,
+        whoami: Whoami,
         reader: Reader,
         keys: KeyRing,
         fence: Fence,
@@ -66,6 +77,7 @@ class FastLane:
         observer: Observer,
         session_cookie: str,
     ) -> None:
+        self.whoami = whoami
         self._reader = reader
         self._keys = keys
         self._digest = keys.digest
@@ -86,6 +98,7 @@ class FastLane:
         self._left_alone = 0  # requests since the last one
         self._dice = random.Random()  # noqa: S311  # of which hits are timed
         self._next_sample = 1
+        self._reads: set[asyncio.Task[None]] = set()
         self.hits = 0
         """Answers given from memory."""
         self.now = float("-inf")
@@ -123,29 +136,51 @@ class FastLane:
             self._observe(self._steady() - now)
         return found.data
 
-    def ask(self, template: Template, hear: Callable[[bytes | None], None]) -> bool:
-        """Look in Redis for what memory does not know, and tell `hear` once; False if that is not to be done.
-
-        Tells the whole answer, or None where the slow path must say what it is.
-        """
-        if self._found_share < 0.5 and self._left_alone < LOOK_EVERY - 1:
-            self._left_alone += 1
+    def ask(self, template: Template, hear: Hear) -> bool:
+        """Look for what memory cannot answer in the other tiers; False if the slow path must do that."""
+        if template.has_request_id:
             return False
-        self._left_alone = 0
         self.now = now = self._steady()
-        keys = self._keys.derive_from(template.digest, *template.credential)
-        return self._reader.look_up(keys, partial(self._tell, now, hear))
+        if self._found_share >= 0.5 or self._left_alone == LOOK_EVERY - 1:
+            self._left_alone = 0
+            credential = template.credential
+            keys = self._keys.derive_from(template.digest, credential.kind, credential.value)
+            if self._reader.look_up(keys, partial(self._tell, now, credential, hear)):
+                return True
+        else:
+            self._left_alone += 1
+        self._begin_read(now, template.credential, hear)
+        return True
 
-    def _tell(self, begun: float, hear: Callable[[bytes | None], None], entry: Entry | None) -> None:
+    def _tell(self, begun: float, credential: Credential, hear: Hear, entry: Entry | None) -> None:
         self._found_share += ((entry is not None) - self._found_share) / _LOOKS_HEEDED
         if entry is None:
-            hear(None)
+            self._begin_read(begun, credential, hear)
             return
         now = self._steady()
         if now >= self._rendered_until:
             self._begin_second(now)
         self._observer.observe_request("redis", 200, "redis", now - begun)
         hear(self._render(entry, "redis"))
+
+    def _begin_read(self, begun: float, credential: Credential, hear: Hear) -> None:
+        task = asyncio.create_task(self._read(begun, credential, hear))
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+
+    async def _read(self, begun: float, credential: Credential, hear: Hear) -> None:
+        try:
+            answer = await self.whoami.read(credential)
+        except Exception:
+            logger.exception("a read failed")
+            hear(None)
+            return
+        now = self._steady()
+        if now >= self._rendered_until:
+            self._begin_second(now)
+        lines = pack_headers(((b"date", self._date), *headers_of(answer)))
+        hear(b"%b%b\r\n%b" % (STATUS_LINE[answer.status], lines, answer.body))
+        self._observer.observe_request(answer.tier, answer.status, answer.detail, now - begun)
 
     def _begin_second(self, now: float) -> None:
         self._rendered = {}

@@ -146,14 +146,17 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         if template is None:  # the connection was lost
             return
         late, self._unread = self._unread, b""
-        if answer is None or self._is_ending:
+        if answer is None:
             self._parse_alone(template.request, template)
-            if self._is_ending:
-                super().shutdown()
+        elif self._is_ending:
+            head, blank, body = answer.partition(b"\r\n\r\n")
+            self.transport.write(b"%b\r\nconnection: close%b%b" % (head, blank, body))
         else:
             self._template = template
             self.transport.write(answer)
-        if late:
+        if self._is_ending:
+            super().shutdown()
+        elif late:
             self.flow.resume_reading()
             self.data_received(late)
 

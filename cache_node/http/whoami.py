@@ -19,7 +19,7 @@ from cache_node.errors import OriginUnavailableError
 from cache_node.http.credentials import ANONYMOUS, MIXED, NoCredential, extract
 from cache_node.http.errors import error_body
 from cache_node.http.plain import wants_of, why_not_plain
-from cache_node.sessions.answer import Answer, Tier
+from cache_node.sessions.answer import Answer, Tier, Wants
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
 from cache_node.sessions.origin import WHOAMI_PATH
@@ -67,17 +67,30 @@ class Whoami:
             await self._otherwise(scope, receive, send)
             return
         begun = time.perf_counter()
+        answer = await self._unless_cancelled(self._answer(scope, receive))
+        answer = _with_request_id(answer, scope["headers"])
+        await _send(answer, send, is_head=scope["method"] == "HEAD")
+        self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)
+
+    async def read(self, credential: Credential) -> Answer:
+        """What a plain GET gets that presents the credential and no `X-Request-ID`."""
+        return await self._unless_cancelled(self._read(credential, Wants()))
+
+    async def _unless_cancelled(self, answering: Awaitable[Answer]) -> Answer:
         task = asyncio.current_task()
         if task is not None:
             self.under_way.add(task)
             task.add_done_callback(self.under_way.discard)
         try:
-            answer = await self._answer(scope, receive)
+            return await answering
         except asyncio.CancelledError:  # the server ends, and has waited long enough
-            answer = _unavailable(OriginUnavailableError("timeout", "the node ends"), "origin")
-        answer = _with_request_id(answer, scope["headers"])
-        await _send(answer, send, is_head=scope["method"] == "HEAD")
-        self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)
+            return _unavailable(OriginUnavailableError("timeout", "the node ends"), "origin")
+
+    async def _read(self, credential: Credential, wants: Wants) -> Answer:
+        try:
+            return await self._reader.read(credential, wants)
+        except OriginUnavailableError as exc:
+            return _unavailable(exc, "origin")
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -85,9 +98,9 @@ class Whoami:
         why = why_not_plain(scope["method"], headers, scope["query_string"])
         if why is not None or credential is MIXED:
             return await self._pass_on(scope, receive, why or "mixed", credential)
+        if isinstance(credential, Credential):
+            return await self._read(credential, wants_of(headers))
         try:
-            if isinstance(credential, Credential):
-                return await self._reader.read(credential, wants_of(headers))
             return await self._reader.read_anonymous()
         except OriginUnavailableError as exc:
             return _unavailable(exc, "origin")

@@ -79,6 +79,8 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "fast-lookup-shutdown",
         "fast-lookup-turn",
         "fast-paused",
+        "fast-read-request-id",
+        "fast-read-shutdown",
     ),
     "a settle time asks for more than a floor can give, too": ("feed-event-settle",),
     "a server in process keeps nobody waiting": ("feed-no-retries", "feed-publish-deadline", "feed-publish-in-turn"),

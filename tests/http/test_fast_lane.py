@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,8 +18,11 @@ from cache_node.http.fast_lane import LOOK_EVERY, RENDERED_SECONDS
 from cache_node.http.protocol import KEEP_ALIVE_SECONDS
 from cache_node.http.template import MOST_KNOWN, MOST_KNOWN_BYTES, Template
 from cache_node.http.whoami import Whoami
-from cache_node.sessions.answer import Wants
-from cache_node.sessions.keys import KeyRing
+from cache_node.sessions.answer import Answer, Wants
+from cache_node.sessions.credential import Credential
+from cache_node.sessions.keys import Key, KeyRing
+from cache_node.sessions.origin import OriginAnswer
+from cache_node.sessions.ports import Tell
 from tests.fakes import (
     MAX_STALENESS_SECONDS,
     SECRET,
@@ -33,6 +38,7 @@ from tests.http.wire import Connection, ManualLoop, request
 COOKIE = "ory_kratos_session"
 # As Kratos mints them: a date that can be read, and what only Kratos can read.
 COOKIES = [base64.urlsafe_b64encode(b"1799999000|%d|mac" % number).decode() for number in range(2)]
+HEADERS = ((b"content-type", b"text/plain"), (b"x-of-the-origin", b"yes"))
 DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 _CHANGING = re.compile(rb"\r\n(date|age): [^\r]*")
 
@@ -55,12 +61,12 @@ class Side:
         self.observed: list[tuple[str, int, str]] = []
         self.sampled: list[float] = []
         self.lane = self.node.lane(COOKIE, self.sampled.append, self)
-        self._app = Whoami(self.node.reader, self, COOKIE, self._otherwise)
+        self.app = Whoami(self.node.reader, self, COOKIE, self._otherwise)
         self._has_lane = has_lane
         self.connect()
 
     def connect(self) -> None:
-        self.connection = Connection(self.loop, self._app, self.lane if self._has_lane else None)
+        self.connection = Connection(self.loop, self.app, self.lane if self._has_lane else None)
         self.connection.state.default_headers = [DATE]
 
     def observe_request(self, tier: str, status: int, detail: str, seconds: float) -> None:
@@ -541,35 +547,45 @@ def test_no_task_and_no_parser_for_a_hit_in_redis(both: Both, shared: list[Redis
 
 
 def test_what_redis_does_not_know_is_read_from_the_origin(both: Both, shared: list[Redis]) -> None:
-    """By the slow path, which says so; behind it the connection is ready for the lane again."""
+    """Past the parser and the application, and observed as there; the next one is a hit."""
     for redis in shared:
         redis.tier.stored.clear()
+    cycle = both.fast.connection.protocol.cycle
+    observed = [len(side.observed) for side in both.sides]
     assert b"fwd=miss; detail=cold" in both.ask(TOKEN)
+    assert both.fast.connection.protocol.cycle is cycle
+    assert [side.observed[n:] for side, n in zip(both.sides, observed, strict=True)] == [[("origin", 200, "cold")]] * 2
     assert both.hits(TOKEN) == 1
 
 
-def test_where_looks_find_nothing_few_are_made(both: Both, shared: list[Redis]) -> None:
-    """A cold read looks and locks in one round trip on the slow path; the lane looks first where that mostly helps."""
-    lane, tokens = both.fast, [f"cold-{number}" for number in range(48)]
+def test_where_looks_find_nothing_few_are_made(
+    both: Both, shared: list[Redis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold read looks and locks in one round trip; the lane looks first where that mostly helps."""
+    reader, tokens = both.fast.node.reader, [f"cold-{number}" for number in range(48)]
     for side in both.sides:
         for token in tokens:
             side.node.origin.sessions[token.encode()] = ScriptedSession(f"s-{token}", f"i-{token}")
-    before = lane.node.redis.gets
+    look_up, looks = reader.look_up, Counter[str]()
+
+    def counted(keys: tuple[Key, ...], tell: Tell) -> bool:
+        looks["so far"] += 1
+        return look_up(keys, tell)
+
+    monkeypatch.setattr(reader, "look_up", counted)
     for token in tokens:
         assert b"fwd=miss; detail=cold" in both.ask(request(f"X-Session-Token: {token}"))
-    looks = lane.node.redis.gets - before - len(tokens)
-    assert 48 // LOOK_EVERY < looks < 16
+    assert 48 // LOOK_EVERY < looks["so far"] < 16
 
     for side in both.sides:
         side.node.memory.clear()
-    by_lane = [
-        lane.observed[-1] == ("redis", 200, "redis") and lane.connection.protocol.cycle is cycle
-        for token in tokens
-        for cycle in [lane.connection.protocol.cycle]
-        if both.ask(request(f"X-Session-Token: {token}"))
-    ]
-    assert not all(by_lane[:8]), "most are left to the slow path still"
-    assert all(by_lane[-8:])
+    made = []
+    for token in tokens:
+        before = looks["so far"]
+        assert b"hit; detail=redis" in both.ask(request(f"X-Session-Token: {token}"))
+        made.append(looks["so far"] - before)
+    assert sum(made[:8]) < 8, "most are left to the reader still"
+    assert made[-8:] == [1] * 8
 
 
 @pytest.mark.parametrize("lost", ["lease", "event", "expiry"])
@@ -651,3 +667,133 @@ def test_a_client_that_is_gone_gets_nothing(both: Both, shared: list[Redis]) -> 
     both.fast.connect()
     both.fast.ask(TOKEN)
     assert both.fast.observed[-1] == ("memory", 200, "memory")
+
+
+# What no tier knows ---------------------------------------------------------------------------------------------------
+
+COLD = request("X-Session-Token: cold")
+
+
+@pytest.mark.parametrize("status", [None, 200, 204, 302, 403, 404, 429, 500, 503, 599])
+@pytest.mark.parametrize("is_down", [False, True])
+def test_whatever_the_origin_says(both: Both, status: int | None, is_down: bool) -> None:
+    """Once and again, of what was never there and of what is known no more; None is a refusal."""
+    cycle = both.fast.connection.protocol.cycle
+    for side in both.sides:
+        side.observed.clear()
+        side.node.origin.any_answer = None if status is None else OriginAnswer(status, HEADERS, b"", 0.0)
+        side.node.origin.down = is_down
+    for asked in (COLD, COLD, TOKEN):
+        assert both.ask(asked).startswith(b"HTTP/1.1 ")
+    for side in both.sides:
+        side.append(revoked())
+        side.follow()
+    for asked in (TOKEN, TOKEN, COLD):
+        assert both.ask(asked).startswith(b"HTTP/1.1 ")
+    assert both.fast.connection.protocol.cycle is cycle
+    assert both.fast.observed == [each for each in both.slow.observed if each[0] != "memory"]
+
+
+@pytest.mark.parametrize(
+    "line", ["X-Session-Token: {}", "Authorization: Bearer {}", "Cookie: a=b; " + COOKIE + "={}; c=d"]
+)
+def test_the_origin_is_asked_with_what_the_client_presents(
+    both: Both, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """Kind, way and name of the credential."""
+    presented: list[list[tuple[Credential, bool, str]]] = []
+    for side in both.sides:
+        seen: list[tuple[Credential, bool, str]] = []
+        presented.append(seen)
+        read = side.node.origin.read
+
+        async def seeing(
+            credential: Credential, *, read: Any = read, seen: list[Any] = seen, **options: Any
+        ) -> OriginAnswer:
+            seen.append((credential, credential.bearer, credential.cookie_name))
+            answer: OriginAnswer = await read(credential, **options)
+            return answer
+
+        monkeypatch.setattr(side.node.origin, "read", seeing)
+    for number in range(3):
+        both.ask(request(line.format(f"stranger-{number}")))
+    assert len(presented[0]) == 3
+    assert presented[0] == presented[1]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_request_with_an_id_takes_the_slow_path(both: Both, is_known: bool) -> None:
+    """Errors repeat it."""
+    token = "token" if is_known else "stranger"
+    asked = request(f"X-Session-Token: {token}", "X-Request-ID: of-this-request")
+    answer = [both.ask(asked) for _ in range(3)][-1]
+    assert (b'"request":"of-this-request"' in answer) == (not is_known)
+
+
+def held(both: Both) -> list[Gate]:
+    """A cold read of each side stands before the origin's answer."""
+    for side in both.sides:
+        side.node.origin.add("cold", "session-3", "identity-3")
+        side.node.origin.gate = Gate()
+    assert both.ask(COLD) == b""
+    return [gate for side in both.sides if (gate := side.node.origin.gate) is not None]
+
+
+def test_what_arrives_while_the_origin_is_asked_waits_for_its_turn(both: Both) -> None:
+    """Whatever it is."""
+    gates = held(both)
+    for side in both.sides:
+        assert side.connection.send(FOREIGN_PATH + TOKEN, COLD) == b""
+    for gate in gates:
+        gate.open()
+    answers = both.ask()
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.count(b"HTTP/1.1 404 ") == 1
+
+
+def test_a_shutdown_waits_for_what_the_origin_says(both: Both) -> None:
+    """The answer says that the connection ends."""
+    gates = held(both)
+    for side in both.sides:
+        side.connection.protocol.shutdown()
+        side.connection.send(TOKEN)
+    for gate in gates:
+        gate.open()
+    answer = both.ask()
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_a_server_that_has_waited_long_enough_says_so(both: Both) -> None:
+    """Whoever asks is told to come again, elsewhere."""
+    held(both)
+    for whoami in (both.fast.lane.whoami, both.slow.app):
+        (task,) = whoami.under_way
+        task.cancel()
+    assert both.ask().startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_client_that_leaves_while_the_origin_is_asked_takes_nothing_with_it(both: Both) -> None:
+    """What was read is kept."""
+    (gate, _) = held(both)
+    both.fast.connection.transport.close()
+    both.loop.settle()
+    gate.open()
+    assert both.fast.ask() == b""
+    both.fast.connect()
+    both.fast.ask(COLD)
+    assert both.fast.observed[-1] == ("memory", 200, "memory")
+
+
+def test_a_read_that_fails_is_the_servers_failure(
+    both: Both, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug is a 500 on either way, never a connection that waits for ever."""
+    for side in both.sides:
+        monkeypatch.setattr(side.node.reader, "read", _fail)
+    assert both.ask(COLD).startswith(b"HTTP/1.1 500 ")
+    assert "a read failed" in caplog.text
+
+
+async def _fail(*_: object) -> Answer:
+    raise RuntimeError("a bug")
