@@ -599,7 +599,7 @@ async def test_a_late_reply_is_no_reply(
 async def test_a_connection_that_the_server_has_closed_costs_no_call(
     own_valkey: EmbeddedValkey, names: RedisNames, call: Callable[[RedisLog], Awaitable[object]]
 ) -> None:
-    """It is looked at before anything is sent: what is wrong with the server is heard, and not that it had hung up."""
+    """Its end is noticed when it comes, and the next call makes another."""
     async with connected(own_valkey, names) as log, commanding(own_valkey) as redis:
         await call(log)
         await redis.client_kill_filter(_type="normal", skipme=True)

@@ -299,9 +299,10 @@ async def test_a_server_that_is_not_there_is_a_miss() -> None:
 
 
 async def test_a_server_that_stands_still_is_a_miss_in_time(
-    tier: RedisTier, valkey: EmbeddedValkey, server: redis.Redis
+    tier: RedisTier, valkey: EmbeddedValkey, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many reads wait for it, each of them in a turn of its own, as cold readers come: none waits longer."""
+    """However many round trips wait for it, as if none were gathered: none waits longer."""
+    monkeypatch.setattr(redis_tier, "FEW_READS", 1000)
     tier.put(key(1), entry(1))
     await tier.settle()
 
