@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from struct import Struct
+from typing import Any
 
 import msgspec
 import orjson
@@ -136,28 +137,27 @@ class SessionFacts(msgspec.Struct, frozen=True):
     expires_at: float
 
 
-def read_session(body: bytes) -> SessionFacts | None:
-    """Ids (UUIDs lower-cased) and expiry of a Kratos session; None if the body is none that can be cached."""
+def parse_session(body: bytes) -> dict[str, Any] | None:
+    """A session, cacheable or not: a JSON object with an id and an identity's id; None if the body is none."""
     try:
-        session = orjson.loads(body)
+        session: dict[str, Any] = orjson.loads(body)
+        return session if all(isinstance(i, str) and i for i in (session["id"], session["identity"]["id"])) else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def read_session(session: dict[str, Any]) -> SessionFacts | None:
+    """Ids (UUIDs lower-cased) and expiry of a parsed session; None if it is none that can be cached."""
+    try:
         session_id, identity_id = session["id"], session["identity"]["id"]
         expires_at = datetime.fromisoformat(session["expires_at"])
         known = session["active"] is True and expires_at.tzinfo is not None
-        ids_known = all(isinstance(i, str) and 0 < len(i.encode()) <= MAX_ID_BYTES for i in (session_id, identity_id))
+        ids_known = all(len(i.encode()) <= MAX_ID_BYTES for i in (session_id, identity_id))
     except (ValueError, TypeError, KeyError):
         return None
     if not (known and ids_known):
         return None
     return SessionFacts(normalise_id(session_id), normalise_id(identity_id), expires_at.timestamp())
-
-
-def is_session(body: bytes) -> bool:
-    """Whether the body is a session at all, cacheable or not: a JSON object with an id and an identity's id."""
-    try:
-        session = orjson.loads(body)
-        return all(isinstance(i, str) and i for i in (session["id"], session["identity"]["id"]))
-    except (ValueError, TypeError, KeyError):
-        return False
 
 
 def credential_ends_at(credential: Credential, cookie_max_age_seconds: float) -> float | None:

@@ -17,6 +17,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
@@ -32,8 +33,8 @@ from cache_node.sessions.entry import (
     Entry,
     Headers,
     credential_ends_at,
-    is_session,
     pack_headers,
+    parse_session,
     read_session,
     unpack_headers,
 )
@@ -225,7 +226,7 @@ class Reader:
             is_expected=lambda: credential is not None and name is not None and self._is_over(name, credential),
         )
         if method == "GET":
-            self._check_session(answer)
+            self._session_in(answer)
         return Answer(answer.status, answer.headers, answer.body, "bypass", detail)
 
     # 3: the memory tier ---------------------------------------------------------------------------------------------
@@ -296,13 +297,13 @@ class Reader:
                 is_expected=lambda: self._is_over(keys[0].name, credential),
                 patient=self._admitted(keys[0].name) is None,
             )
-            self._check_session(answer)
+            session = self._session_in(answer)
         except OriginUnavailableError as exc:
             return await self._without_origin(keys, OriginFailed(exc))
         if answer.is_failure:
             failed = OriginUnavailableError("failing", f"the origin answered {answer.status}")
             return await self._without_origin(keys, OriginFailed(failed, answer))
-        return self._store(keys, credential, as_of, answer)  # 9
+        return self._store(keys, credential, as_of, answer, session)  # 9
 
     async def _look_in_redis(self, keys: tuple[Key, ...]) -> Entry | None:
         """An admitted entry, kept in memory by now; anything else is a miss for everybody."""
@@ -347,11 +348,12 @@ class Reader:
         credential: Credential,
         as_of: Position | None,
         answer: OriginAnswer,
+        session: dict[str, Any] | None,
     ) -> Outcome:
         """Keep what may be kept, after asking fence and lease; no await in here."""
         if answer.status == 401 and answer.believed:
             return self._store_refusal(keys, as_of, answer)
-        entry = self._entry_from(credential, as_of, answer)
+        entry = self._entry_from(credential, as_of, answer, session)
         if entry is None:
             # The newest word of the origin is not an entry: an older one must not be given in its place.  A node
             # without a position has none, and leaves its neighbours theirs.
@@ -396,9 +398,11 @@ class Reader:
         for key in keys:  # under an older secret it would be found again
             self._redis.discard(key)
 
-    def _entry_from(self, credential: Credential, as_of: Position | None, answer: OriginAnswer) -> Entry | None:
+    def _entry_from(
+        self, credential: Credential, as_of: Position | None, answer: OriginAnswer, session: dict[str, Any] | None
+    ) -> Entry | None:
         """None if the answer must not be kept."""
-        facts = read_session(answer.body) if answer.status == 200 else None
+        facts = read_session(session) if answer.status == 200 and session is not None else None
         credential_end = credential_ends_at(credential, self._cookie_max_age)
         if facts is None or as_of is None or credential_end is None or answer.header(b"set-cookie") is not None:
             return None
@@ -416,7 +420,7 @@ class Reader:
     async def _fill_anonymous(self, flight: Flight[OriginAnswer]) -> OriginAnswer:
         flight.begin_read()
         answer = await self._origin.read_anonymous(patient=self._anonymous is None)
-        self._check_session(answer)
+        self._session_in(answer)
         # Strangers share it, and nobody's cookie is for another.
         answer = replace(answer, headers=tuple(line for line in answer.headers if line[0] != b"set-cookie"))
         if answer.status == 401:
@@ -424,15 +428,18 @@ class Reader:
             self._anonymous = Refusal(answer.body, _head_of(answer), answer.fetched_at, until, None)
         return answer
 
-    def _check_session(self, answer: OriginAnswer) -> None:
-        """Raises OriginUnavailableError for a 2xx that is none: an error page of something in between logs nobody in.
+    def _session_in(self, answer: OriginAnswer) -> dict[str, Any] | None:
+        """The session of a 2xx, if nobody has compressed it.
 
-        What somebody has compressed is not looked into.
+        Raises OriginUnavailableError for a 2xx that is none: an error page of something in between logs nobody in.
         """
-        is_plain = answer.header(b"content-encoding") in (None, b"identity")
-        if 200 <= answer.status < 300 and is_plain and not is_session(answer.body):
+        if not 200 <= answer.status < 300 or answer.header(b"content-encoding") not in (None, b"identity"):
+            return None
+        session = parse_session(answer.body)
+        if session is None:
             self._complaints.say("no session", f"origin: {answer.status} with what is no session; it counts as failed")
             raise OriginUnavailableError("garbage", f"the origin answered {answer.status} with what is no session")
+        return session
 
     # What a waiter may have -----------------------------------------------------------------------------------------
 
