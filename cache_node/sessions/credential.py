@@ -29,17 +29,16 @@ class Credential:
     bearer: bool = False
     cookie_name: str = ""
 
-    def header(self) -> tuple[str, str]:
+    def header(self) -> tuple[bytes, bytes]:
         """Name and value of the one request header by which it goes to the origin.
 
         Raises ValueError for a cookie without a name.
         """
-        value = self.value.decode("ascii")
         if self.kind == "cookie":
             if not self.cookie_name:
                 raise ValueError("a cookie credential needs its cookie_name")
-            return "Cookie", f"{self.cookie_name}={value}"
-        return ("Authorization", f"Bearer {value}") if self.bearer else ("X-Session-Token", value)
+            return b"Cookie", b"%b=%b" % (self.cookie_name.encode(), self.value)
+        return (b"Authorization", b"Bearer " + self.value) if self.bearer else (b"X-Session-Token", self.value)
 
 
 def cookie_minted_at(value: bytes) -> int | None:

@@ -19,11 +19,8 @@ do for one of them must not keep the others out.  A 429, a 5xx and the anonymous
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
-import re
-import select
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -31,8 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from yarl import URL
+from aiohttp.http_exceptions import HttpProcessingError
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
@@ -40,16 +36,11 @@ from cache_node.sessions.breaker import FAILURES, Breaker, Turn
 from cache_node.sessions.complaints import Complaints
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
+from cache_node.sessions.origin_client import CONTROL, OriginClient
 
 logger = logging.getLogger(__name__)
 
 WHOAMI_PATH = "/sessions/whoami"
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
-"""A body above this is garbage, whatever its length says."""
-MOST_INTERIM = 16
-"""1xx answers in a row; there is hardly ever one."""
-IDLE_SECONDS = 60.0
-"""Kratos closes idle connections after 120 s; ours are closed first."""
 PROBE_SECONDS = 2.0
 DEAD_CONNECTIONS_SECONDS = 1.05
 """After so long the origin has found out which of its database connections are dead."""
@@ -61,10 +52,10 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade content-length date age".split()
 )
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NOT_FORWARDED = frozenset((b"host", b"expect"))
 _CREDENTIALS = (b"x-session-token", b"cookie", b"authorization")
 _NOBODY = 0
-_NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_ACCEPT = (b"Accept", b"application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +97,7 @@ class Origin:
         self._readiness = Readiness(self._probe) if ready_path else None
         self._ready_path = ready_path
         self._looking: asyncio.Task[None] | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._client: OriginClient | None = None  # made in the event loop
         self._complaints = Complaints(logger, clock)
         self.observe: Callable[[str, float], None] = lambda outcome, seconds: None
         """Called after each request with its status or cause of failure, and how long it took."""
@@ -120,8 +111,8 @@ class Origin:
             self._looking.cancel()
         if self._readiness is not None:
             self._readiness.close()
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.aclose()
 
     @property
     def is_open(self) -> bool:
@@ -141,12 +132,12 @@ class Origin:
         `on_begin` is called right before each request is sent; `is_expected` when it was refused, see above.  Who is
         not `patient` has another answer, and does not wait while the breaker is open.
         """
-        headers = [credential.header(), ("Accept", "application/json")]
+        headers = (credential.header(), _ACCEPT)
         return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin, is_expected, hash(credential), patient)
 
     async def read_anonymous(self, *, patient: bool = True) -> OriginAnswer:
         """What it says to those who present nothing; that 401 is true in an outage too."""
-        return await self._ask_anonymously("GET", WHOAMI_PATH, [("Accept", "application/json")], b"", patient)
+        return await self._ask_anonymously("GET", WHOAMI_PATH, (_ACCEPT,), b"", patient)
 
     async def pass_on(
         self,
@@ -168,7 +159,7 @@ class Origin:
         self,
         method: str,
         target: str,
-        headers: Sequence[tuple[str, str]],
+        headers: Headers,
         body: bytes,
         on_begin: Callable[[], None],
         is_expected: Callable[[], bool],
@@ -208,7 +199,7 @@ class Origin:
         raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
 
     async def _ask_anonymously(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, patient: bool
+        self, method: str, target: str, headers: Headers, body: bytes, patient: bool
     ) -> OriginAnswer:
         async with self._turn(_NOBODY, patient) as turn:
             answer = await self._ask(method, target, headers, body, turn)
@@ -217,9 +208,7 @@ class Origin:
             self._look_whether_it_is_over()
         return answer
 
-    async def _ask(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, turn: Turn
-    ) -> OriginAnswer:
+    async def _ask(self, method: str, target: str, headers: Headers, body: bytes, turn: Turn) -> OriginAnswer:
         try:
             answer = await self._observed(method, target, headers, body)
         except OriginUnavailableError as exc:
@@ -238,9 +227,7 @@ class Origin:
             self._answered()
         return answer
 
-    async def _observed(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> OriginAnswer:
+    async def _observed(self, method: str, target: str, headers: Headers, body: bytes) -> OriginAnswer:
         begun = self._clock.steady()
         outcome = "error"
         try:
@@ -312,99 +299,31 @@ class Origin:
             self._breaker.give_back(turn)
 
     async def _request(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_seconds: float
+        self, method: str, target: str, headers: Headers, body: bytes, timeout_seconds: float
     ) -> OriginAnswer:
         fetched_at = self._clock.wall()
         try:
-            async with (
-                asyncio.timeout(timeout_seconds),
-                self._client().request(
-                    method,
-                    URL(self._base + target, encoded=True),
-                    headers=headers,
-                    data=body or None,
-                    allow_redirects=False,
-                    skip_auto_headers=_NOT_ADDED,
-                ) as response,
-            ):
-                answer_body = await _read_bounded(response)
-                if not answer_body:
-                    response.close()  # an origin that sends a body all the same must not have it taken for an answer
-                kept = _kept(response.raw_headers, with_length=method == "HEAD")
-                _check_sendable(response.status, kept, headers)
-                return OriginAnswer(response.status, kept, answer_body, fetched_at)
+            if self._client is None:
+                self._client = OriginClient(self._base)
+            async with asyncio.timeout(timeout_seconds):
+                status, raw_headers, answer_body = await self._client.request(method, target, headers, body)
+            kept = _kept(raw_headers, with_length=method == "HEAD")
+            _check_sendable(status, kept, headers)
+            return OriginAnswer(status, kept, answer_body, fetched_at)
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin did not answer within {timeout_seconds:g} s") from None
-        except aiohttp.ClientConnectionError as exc:
+        except (aiohttp.ClientConnectionError, OSError) as exc:
             raise OriginUnavailableError("unreachable", f"no answer from the origin: {type(exc).__name__}") from None
-        except (aiohttp.ClientError, ValueError) as exc:
+        except (aiohttp.ClientError, HttpProcessingError, ValueError) as exc:
             # Texts of these errors may quote what was sent or received.
             raise OriginUnavailableError("garbage", f"the origin's answer is no HTTP: {type(exc).__name__}") from None
 
     async def _probe(self) -> bool:
         try:
-            answer = await self._request("GET", self._ready_path, [], b"", min(PROBE_SECONDS, self._timeout))
+            answer = await self._request("GET", self._ready_path, (), b"", min(PROBE_SECONDS, self._timeout))
         except OriginUnavailableError:
             return False
         return answer.status == 200
-
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # Probes must get through when all reads wait, so the limit is ours and not the connector's.
-                connector=_Connector(limit=0, keepalive_timeout=IDLE_SECONDS, force_close=False),
-                # No jar: one client's Set-Cookie must never go out with another's request.
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-                auto_decompress=False,
-                trust_env=False,
-                max_line_size=64 * 1024,
-                max_field_size=64 * 1024,
-            )
-        return self._session
-
-
-class _Handler(ResponseHandler):
-    """Drops interim answers (1xx), and a connection that brings no end of them.
-
-    aiohttp would go through all that have arrived without giving way [a memory hit waited 9 s beside one such read].
-    """
-
-    _interim = 0
-
-    def feed_data(self, data: Any, size: int = 0) -> None:
-        if not 100 <= data[0].code <= 199 or data[0].code == 101:
-            self._interim = 0
-            super().feed_data(data, size)
-            return
-        self._interim += 1
-        if self._interim > MOST_INTERIM and self.transport is not None:
-            self.transport.abort()
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Reuses no connection on which something has arrived since its last answer.
-
-    aiohttp would take that for the answer to the next request: one client's session for another's credential.  Causes
-    are answers longer than they say, and the 408 that some proxies send before they close an idle connection.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory = functools.partial(_Handler, loop=self._loop)  # type: ignore[assignment]  # a subclass
-
-    async def _get(self, key: Any, traces: Any) -> Any:
-        while (connection := await super()._get(key, traces)) is not None:
-            if not _has_unread(connection.protocol):
-                break
-            connection.close()
-        return connection
-
-
-def _has_unread(protocol: Any) -> bool:
-    unread = select.poll()
-    unread.register(protocol.transport.get_extra_info("socket"), select.POLLIN)
-    return protocol.should_close or bool(unread.poll(0))
 
 
 class Readiness:
@@ -429,40 +348,23 @@ class Readiness:
             self._task.cancel()
 
 
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    chunks = []
-    size = 0
-    async for chunk in response.content.iter_chunked(64 * 1024):
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise ValueError("the origin's answer has no end")
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _check_sendable(status: int, headers: Headers, asked: Sequence[tuple[str, str]]) -> None:
+def _check_sendable(status: int, headers: Headers, asked: Headers) -> None:
     """Raises ValueError for what no server may send on: such an answer would end the client's connection."""
-    is_conditional = any(name.lower().startswith("if-") for name, _value in asked)
+    is_conditional = any(name.lower().startswith(b"if-") for name, _value in asked)
     if not 200 <= status <= 599 or (status == 304 and not is_conditional):
         raise ValueError("the origin's status is none that answers the question")
-    if any(_CONTROL.search(value) for _name, value in headers):
+    if any(CONTROL.search(value) for _name, value in headers):
         raise ValueError("the origin's headers hold control characters")
 
 
-def _kept(raw: Sequence[tuple[bytes, bytes]], *, with_length: bool) -> Headers:
+def _kept(raw: Headers, *, with_length: bool) -> Headers:
     dropped = (_HOP_BY_HOP | _named_by_connection(raw)) - ({b"content-length"} if with_length else set())
     return tuple((name.lower(), value) for name, value in raw if name.lower() not in dropped)
 
 
-def _forwarded(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    named = _named_by_connection(headers)
-    kept = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in _HOP_BY_HOP or lower in named or lower in (b"host", b"expect"):
-            continue
-        kept.append((name.decode("ascii"), value.decode("utf-8")))
-    return kept
+def _forwarded(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+    dropped = _HOP_BY_HOP | _NOT_FORWARDED | _named_by_connection(headers)
+    return tuple((name, value) for name, value in headers if name.lower() not in dropped)
 
 
 def _named_by_connection(headers: Sequence[tuple[bytes, bytes]]) -> set[bytes]:

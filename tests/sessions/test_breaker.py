@@ -105,7 +105,9 @@ async def test_it_opens_after_failures_in_a_row(
 
         assert {await outcome(origin, patient=False) for _ in range(20)} == {"open"}
         assert len(server.requests) == asked
-        assert asked <= (FAILURES + 1) * (2 if reply is reset_at_once else 1), "aiohttp asks again after a reset"
+        assert asked <= (FAILURES + 1) * (2 if reply is reset_at_once else 1), (
+            "what is idempotent is sent once more after a reset"
+        )
 
 
 async def test_an_answer_in_between_starts_the_count_anew(server: RawOrigin) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import time
 from collections.abc import Callable
 
-import aiohttp
 import pytest
 
 from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import SystemClock
 from cache_node.sessions import origin as origin_module
 from cache_node.sessions.credential import Credential
-from cache_node.sessions.origin import DEAD_CONNECTIONS_SECONDS, MAX_ANSWER_BYTES, MOST_INTERIM, Origin, OriginAnswer
+from cache_node.sessions.origin import DEAD_CONNECTIONS_SECONDS, Origin, OriginAnswer
+from cache_node.sessions.origin_client import MAX_ANSWER_BYTES, MOST_INTERIM
 from tests.fakes import Gate, ManualClock
 from tests.raw_origin import OK, READY_PATH, REFUSED, Peer, RawOrigin, gated, http, silence
 from tests.sessions.asking import TOKEN, cause, never, origin_to, read
@@ -634,13 +633,3 @@ async def test_outcomes_are_observed(server: RawOrigin) -> None:
 def test_what_counts_as_a_failure(status: int, is_failure: bool) -> None:
     """429 and 5xx say nothing about the credential."""
     assert OriginAnswer(status, (), b"", 0.0).is_failure is is_failure
-
-
-def test_aiohttp_internals() -> None:
-    """What the connector reaches into, as aiohttp is pinned to one minor version: without it the guard never runs."""
-    assert inspect.signature(aiohttp.BaseConnector._get).parameters.keys() == {"self", "key", "traces"}
-    assert inspect.iscoroutinefunction(aiohttp.BaseConnector._get)
-    assert {"protocol", "close"} <= set(dir(aiohttp.connector.Connection))
-    assert {"should_close", "transport", "feed_data"} <= set(dir(aiohttp.client_proto.ResponseHandler))
-    assert "self._factory = functools.partial(ResponseHandler, loop=loop)" in inspect.getsource(aiohttp.BaseConnector)
-    assert "self.feed_data(" in inspect.getsource(aiohttp.client_proto.ResponseHandler.data_received)
