@@ -93,8 +93,8 @@ class OriginClient:
             cast(asyncio.Transport, protocol.transport).write(request)
             message, payload = await protocol.read()
             body = await _read_bounded(payload)
-            # An origin that sends a body where none belongs must not have it taken for an answer, nor what it has not
-            # read of a request for the next one.
+            # A body that an origin sends where none belongs must not be taken for the next answer, nor what it has not
+            # read of this request for the next one.
             if body and not protocol.writing_paused:
                 connection.release()
             return message.code, message.raw_headers, body
