@@ -22,10 +22,9 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -81,6 +80,14 @@ class OriginAnswer:
     def header(self, name: bytes) -> bytes | None:
         """First value of a header, by its lower-case name."""
         return next((value for key, value in self.headers if key == name), None)
+
+
+class _Asked(NamedTuple):
+    """An answer, the turn that it was asked in, and when the request began, by the steady clock."""
+
+    answer: OriginAnswer
+    turn: Turn
+    begun: float
 
 
 class Origin:
@@ -167,31 +174,45 @@ class Origin:
         patient: bool,
     ) -> OriginAnswer:
         """Ask until the answer is none that must be doubted; reads and probes together have one deadline."""
+
+        async def ask() -> _Asked:
+            return await self._ask_in_turn(method, target, headers, body, on_begin, who, patient)
+
         limit = self._timeout + min(QUEUE_SECONDS, self._timeout) + DEAD_CONNECTIONS_SECONDS
-        surely_from = float("inf")
+        ends_at = asyncio.get_running_loop().time() + limit
+        asked = await ask()  # which ends in time by itself
+        if asked.answer.status != 401:
+            return asked.answer
+        if self._readiness is None:
+            self._answered()
+            return replace(asked.answer, believed=False)
         try:
-            async with asyncio.timeout(limit):
-                for refusals in itertools.count(1):
-                    async with self._turn(who, patient) as turn:
-                        on_begin()
-                        begun = self._clock.steady()
-                        answer = await self._ask(method, target, headers, body, turn)
-                    if answer.status != 401:
-                        return answer
-                    if self._readiness is None:
-                        self._answered()
-                        return replace(answer, believed=False)
-                    surely_from = min(surely_from, self._clock.steady() + DEAD_CONNECTIONS_SECONDS)
-                    if not await self._readiness.asked_now():
-                        self._failed(turn, is_answer=False)
-                        break
-                    self._answered()
-                    if is_expected() or begun >= surely_from:
-                        return answer
-                    if refusals > 1:
-                        await asyncio.sleep(surely_from - self._clock.steady())
+            async with asyncio.timeout_at(ends_at):
+                return await self._doubted(asked, ask, is_expected, self._readiness)
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin could not be believed within {limit:g} s") from None
+
+    async def _doubted(
+        self,
+        asked: _Asked,
+        ask: Callable[[], Awaitable[_Asked]],
+        is_expected: Callable[[], bool],
+        readiness: Readiness,
+    ) -> OriginAnswer:
+        """What is behind a refusal, after as many reads and probes as that takes."""
+        surely_from = self._clock.steady() + DEAD_CONNECTIONS_SECONDS
+        for refusals in itertools.count(1):
+            if not await readiness.asked_now():
+                self._failed(asked.turn, is_answer=False)
+                break
+            self._answered()
+            if is_expected() or asked.begun >= surely_from:
+                return asked.answer
+            if refusals > 1:
+                await asyncio.sleep(surely_from - self._clock.steady())
+            asked = await ask()
+            if asked.answer.status != 401:
+                return asked.answer
         self.counts["unbelieved"] += 1
         self._complaints.say(
             "401", f"origin {self._base}: 401 while {self._ready_path} is not 200; 503 for whom no entry answers"
@@ -201,12 +222,34 @@ class Origin:
     async def _ask_anonymously(
         self, method: str, target: str, headers: Headers, body: bytes, patient: bool
     ) -> OriginAnswer:
-        async with self._turn(_NOBODY, patient) as turn:
-            answer = await self._ask(method, target, headers, body, turn)
+        answer = (await self._ask_in_turn(method, target, headers, body, lambda: None, _NOBODY, patient)).answer
         if answer.status == 401:
             self._breaker.widen()
             self._look_whether_it_is_over()
         return answer
+
+    async def _ask_in_turn(
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: bytes,
+        on_begin: Callable[[], None],
+        who: int,
+        patient: bool,
+    ) -> _Asked:
+        came = self._clock.steady()
+        try:
+            turn = await self._breaker.take(min(QUEUE_SECONDS, self._timeout), who, patient=patient)
+        except OriginUnavailableError as exc:
+            self.observe(exc.cause, self._clock.steady() - came)
+            raise
+        try:
+            on_begin()
+            begun = self._clock.steady()
+            return _Asked(await self._ask(method, target, headers, body, turn), turn, begun)
+        finally:
+            self._breaker.give_back(turn)
 
     async def _ask(self, method: str, target: str, headers: Headers, body: bytes, turn: Turn) -> OriginAnswer:
         try:
@@ -285,19 +328,6 @@ class Origin:
         )
         self._breaker.open()
 
-    @asynccontextmanager
-    async def _turn(self, who: int, patient: bool) -> AsyncIterator[Turn]:
-        begun = self._clock.steady()
-        try:
-            turn = await self._breaker.take(min(QUEUE_SECONDS, self._timeout), who, patient=patient)
-        except OriginUnavailableError as exc:
-            self.observe(exc.cause, self._clock.steady() - begun)
-            raise
-        try:
-            yield turn
-        finally:
-            self._breaker.give_back(turn)
-
     async def _request(
         self, method: str, target: str, headers: Headers, body: bytes, timeout_seconds: float
     ) -> OriginAnswer:
@@ -350,16 +380,16 @@ class Readiness:
 
 def _check_sendable(status: int, headers: Headers, asked: Headers) -> None:
     """Raises ValueError for what no server may send on: such an answer would end the client's connection."""
-    is_conditional = any(name.lower().startswith(b"if-") for name, _value in asked)
-    if not 200 <= status <= 599 or (status == 304 and not is_conditional):
+    if not 200 <= status <= 599 or (status == 304 and not any(name.lower().startswith(b"if-") for name, _ in asked)):
         raise ValueError("the origin's status is none that answers the question")
-    if any(CONTROL.search(value) for _name, value in headers):
+    if CONTROL.search(b"".join([value for _name, value in headers])):
         raise ValueError("the origin's headers hold control characters")
 
 
 def _kept(raw: Headers, *, with_length: bool) -> Headers:
-    dropped = (_HOP_BY_HOP | _named_by_connection(raw)) - ({b"content-length"} if with_length else set())
-    return tuple((name.lower(), value) for name, value in raw if name.lower() not in dropped)
+    headers = [(name.lower(), value) for name, value in raw]
+    dropped = _HOP_BY_HOP | _named_by_connection(headers)
+    return tuple([each for each in headers if each[0] not in dropped or (with_length and each[0] == b"content-length")])
 
 
 def _forwarded(headers: Sequence[tuple[bytes, bytes]]) -> Headers:

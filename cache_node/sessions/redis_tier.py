@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,8 +51,7 @@ class _Read(NamedTuple):
     lock: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
+class _Write(NamedTuple):
     """The command is made when it is sent: what waits is no second copy of the memory tier's."""
 
     command: Callable[[], Command]
@@ -86,6 +84,7 @@ class RedisTier:
         self._max_pending_bytes = max_pending_bytes
         self._pending_bytes = 0
         self._is_writing = False
+        self._write_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
         """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`, `lock_waits`."""
@@ -101,6 +100,9 @@ class RedisTier:
 
     async def settle(self) -> None:
         """Wait until what was put before is written, or given up."""
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._begin_writing()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_SECONDS)
 
@@ -257,12 +259,15 @@ class RedisTier:
         self._writes[name] = _Write(command, size)
         if not self._is_writing:
             self._is_writing = True
-            self._spawn(self._write_all())
+            self._write_timer = self._loop.call_later(WRITE_PAUSE_SECONDS, self._begin_writing)
+
+    def _begin_writing(self) -> None:
+        self._write_timer = None
+        self._spawn(self._write_all())
 
     async def _write_all(self) -> None:
         """One batch after the other, so that what was put first never comes last; until one fails, and all with it."""
         try:
-            await asyncio.sleep(WRITE_PAUSE_SECONDS)
             while self._writes:
                 batch = self._next_batch()
                 is_written = False
