@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 
 from benchmarks import report
 from benchmarks.lateness import sleeper
-from benchmarks.servers import LOAD_CORE, SERVER_CORE, node, pinned, pinned_valkey, python_app, unpin
+from benchmarks.servers import LOAD_CORE, SERVER_CORE, move, node, pinned, pinned_valkey, python_app
 from benchmarks.sessions import ids_of, token_of
 from benchmarks.watching import Watcher, watcher
 from cache_node.environment import PublisherSettings
@@ -124,7 +124,7 @@ async def measure(options: argparse.Namespace) -> dict[int, Found]:
         valkey = stack.enter_context(pinned_valkey())
         nodes = [await stack.enter_async_context(node(origin, valkey.url)) for _ in range(options.nodes)]
         for server in (origin, valkey, *nodes):
-            unpin(server)
+            move(server, SERVER_CORE, LOAD_CORE)
         watching = await stack.enter_async_context(watcher(nodes))
         publisher = await stack.enter_async_context(AsyncPublisher(settings=PublisherSettings(valkey.url)))
         for rate in list(options.rates) * options.rounds:

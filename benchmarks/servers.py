@@ -96,10 +96,10 @@ def pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def unpin(server: Server) -> None:
-    """Let its processes run on both cores, which whoever started them kept to one."""
+def move(server: Server, *cores: int) -> None:
+    """Let its processes run on these cores, which whoever started them kept to one."""
     for pid in _family(server.pid):
-        os.sched_setaffinity(pid, {SERVER_CORE, LOAD_CORE})
+        os.sched_setaffinity(pid, cores)
 
 
 def tool(name: str, package: str) -> str:

@@ -195,7 +195,8 @@ def test_a_miss_is_judged_with_all_that_it_costs(
     node_us: float, valkey_us: float, through_ms: float, asked: int, broken: list[str]
 ) -> None:
     costs = {"memory": [cost(5.0, 0.0)] * 3, "redis": [cost(node_us, valkey_us)] * 3}
-    beside = [Beside([0.001, through_ms / 1000, 0.1], [0.001, 0.004, 0.1])] * 3
+    beside = [Beside([0.001, through_ms / 1000, 0.1], [0.001, 0.004, 0.1], False)] * 3
+    beside += [Beside([0.009], [0.004], True)] * 3  # which is no promise
     verdicts = miss.judge(costs, beside, [1, asked, 1])
     assert len(verdicts) == 3
     assert [text.partition(":")[0].partition(" at ")[0] for text, holds in verdicts if not holds] == broken
