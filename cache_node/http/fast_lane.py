@@ -143,19 +143,18 @@ class FastLane:
         self.now = now = self._steady()
         if self._found_share >= 0.5 or self._left_alone == LOOK_EVERY - 1:
             self._left_alone = 0
-            credential = template.credential
-            keys = self._keys.derive_from(template.digest, credential.kind, credential.value)
-            if self._reader.look_up(keys, partial(self._tell, now, credential, hear)):
+            keys = self._keys.derive_from(template.digest, template.kind, template.value)
+            if self._reader.look_up(keys, partial(self._tell, now, template, hear)):
                 return True
         else:
             self._left_alone += 1
         self._begin_read(now, template.credential, hear)
         return True
 
-    def _tell(self, begun: float, credential: Credential, hear: Hear, entry: Entry | None) -> None:
+    def _tell(self, begun: float, template: Template, hear: Hear, entry: Entry | None) -> None:
         self._found_share += ((entry is not None) - self._found_share) / _LOOKS_HEEDED
         if entry is None:
-            self._begin_read(begun, credential, hear)
+            self._begin_read(begun, template.credential, hear)
             return
         now = self._steady()
         if now >= self._rendered_until:
@@ -205,5 +204,5 @@ class FastLane:
 
     def _render(self, entry: Entry, tier: Tier) -> bytes:
         body = entry.body
-        age = int(entry.age_seconds(self._wall()) or 0)
+        age = int(entry.age_seconds(self._wall()))
         return _ANSWER % (self._date, entry.lines, _CACHE_STATUS[tier], age, len(body), body)

@@ -53,12 +53,13 @@ class Template:
         "_known_by_kind",
         "_learnt",
         "_session_cookie",
-        "_value",
         "_varying",
         "digest",
         "has_request_id",
+        "kind",
         "name",
         "request",
+        "value",
     )
 
     def __init__(
@@ -84,7 +85,9 @@ class Template:
         self._learnt: Credential | None = None
         """The one that the request was parsed with."""
         self.has_request_id = False
-        self._value = b""
+        self.kind = ""
+        self.value = b""
+        """Of the credential that was found last, and its kind."""
         self._varying: bytes | None = (
             None if before is None else before._varying or _differing(before._headers, headers)
         )
@@ -93,26 +96,25 @@ class Template:
     def credential(self) -> Credential:
         """The last one that was found."""
         assert self._learnt is not None  # noqa: S101
-        return Credential(self._learnt.kind, self._value, self._learnt.bearer, self._learnt.cookie_name)
+        return Credential(self._learnt.kind, self.value, self._learnt.bearer, self._learnt.cookie_name)
 
     def name_in(self, data: bytes) -> bytes | None:
         """The name of the entry that a whole request asks for; None if the parser must say what that is."""
         if self._holes is None and not self._learn():
             return None
         assert self._holes is not None  # noqa: S101
-        assert self._learnt is not None  # noqa: S101
         value = self._holes.credential_in(data)
         if value is None:
             return None
-        if value != self._value or self.name is None:
+        if value != self.value or self.name is None:
             digest = self._known.get(value)
             if digest is None:
                 if not _CREDENTIAL.fullmatch(value):
                     return None
-                digest = self._digest(self._learnt.kind, value)
+                digest = self._digest(self.kind, value)
                 if len(self._known) < MOST_KNOWN and len(value) <= MOST_KNOWN_BYTES:
                     self._known[value] = digest
-            self._value = value
+            self.value = value
             self.digest = digest
             self.name = digest[:32]
         self.request = data
@@ -123,7 +125,7 @@ class Template:
         if not isinstance(credential, Credential) or not is_plain(self._headers):
             return False
         self._holes = _find_holes(self.request, self._headers, credential, self._varying)
-        self._learnt, self._value = credential, credential.value
+        self._learnt, self.kind, self.value = credential, credential.kind, credential.value
         self.has_request_id = any(name == b"x-request-id" for name, _ in self._headers)
         self._known = self._known_by_kind[credential.kind]
         return self._holes is not None

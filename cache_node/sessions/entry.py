@@ -25,7 +25,7 @@ _IDENTITY_LINE = b"x-kratos-authenticated-identity-id: %b\r\n"
 # Stands for the line with the entry's own identity, whose id is among the facts already.  No header has this value.
 _OWN_IDENTITY = _IDENTITY_LINE % b"\0"
 
-_TIMES = Struct("<dd")
+_TIME = Struct("<d")
 
 
 class Entry(Node, gc=False):
@@ -55,7 +55,7 @@ class Entry(Node, gc=False):
         number: int,
     ) -> Entry:
         """`expires_at` and `fetched_at` are Unix seconds, `generation` and `number` the position of `as_of`."""
-        facts = pack_ids(session_id, identity_id) + _TIMES.pack(expires_at, fetched_at)
+        facts = pack_ids(session_id, identity_id) + _TIME.pack(expires_at) + _TIME.pack(fetched_at)
         head = pack_headers(headers).replace(_IDENTITY_LINE % identity_id.encode(), _OWN_IDENTITY)
         return cls(body, head, facts, generation, number)
 
@@ -92,30 +92,26 @@ class Entry(Node, gc=False):
     @property
     def expires_at(self) -> float:
         """When the session, or the cookie that presented it, ends by its own date; Unix seconds."""
-        expires_at: float = _TIMES.unpack(self.facts[-_TIMES.size :])[0]
+        expires_at: float = _TIME.unpack_from(self.facts, len(self.facts) - 2 * _TIME.size)[0]
         return expires_at
 
     @property
     def fetched_at(self) -> float:
         """Unix seconds before the origin was asked."""
-        fetched_at: float = _TIMES.unpack(self.facts[-_TIMES.size :])[1]
+        fetched_at: float = _TIME.unpack_from(self.facts, len(self.facts) - _TIME.size)[0]
         return fetched_at
 
     def is_expired(self, now: float) -> bool:
         """Whether the session, or the cookie that presented it, has ended by its own date."""
         return now >= self.expires_at - EXPIRY_MARGIN_SECONDS
 
-    def age_seconds(self, now: float) -> float | None:
-        """Seconds since the origin was asked; None if the clocks make no sense of it, which is never young enough."""
-        age = now - self.fetched_at
-        if age >= 0:
-            return age
-        return 0.0 if age >= -CLOCK_TOLERANCE_SECONDS else None
-
     def is_younger_than(self, limit_seconds: float, now: float) -> bool:
-        """Whether it was fetched at most `limit_seconds` ago."""
-        age = self.age_seconds(now)
-        return age is not None and age <= limit_seconds
+        """Whether it was fetched at most `limit_seconds` ago; never if the clocks make no sense of it."""
+        return -CLOCK_TOLERANCE_SECONDS <= now - self.fetched_at <= limit_seconds
+
+    def age_seconds(self, now: float) -> float:
+        """Seconds since the origin was asked, as far as the clocks can tell."""
+        return max(0.0, now - self.fetched_at)
 
 
 def pack_headers(headers: Headers) -> bytes:

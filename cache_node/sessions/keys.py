@@ -39,11 +39,10 @@ class KeyRing:
 
     def derive_from(self, digest: bytes, kind: str, value: bytes) -> tuple[Key, ...]:
         """All keys of a credential whose digest is known."""
-        others = self._hashing_keys[1:]
-        if not others:
+        if len(self._hashing_keys) == 1:
             return (Key(digest[:32], digest[32:]),)
         message = _message(kind, value)
-        digests = [digest, *(blake2b(message, key=key).digest() for key in others)]
+        digests = [digest, *(blake2b(message, key=key).digest() for key in self._hashing_keys[1:])]
         return tuple(Key(each[:32], each[32:]) for each in digests)
 
 

@@ -481,7 +481,7 @@ class Reader:
         return entry if not entry.is_expired(now) and entry.is_younger_than(self._stale_ttl, now) else None
 
     def _from_entry(self, entry: Entry, tier: Tier, detail: str) -> Answer:
-        age = entry.age_seconds(self._clock.wall()) or 0.0
+        age = entry.age_seconds(self._clock.wall())
         return Answer(200, entry.headers, entry.body, tier, detail, age)
 
     def _from_refusal(self, refusal: Refusal) -> Answer:

@@ -203,7 +203,8 @@ class RedisTier:
                     value = next(sealed)
                     if value is not None and entry is None:
                         entry = unseal(key, value)
-                        self.counts["unreadable"] += entry is None
+                        if entry is None:
+                            self.counts["unreadable"] += 1
                 waiting.popleft()
                 if read.lock is None:
                     self._tell(read, entry)

@@ -18,6 +18,7 @@ from cache_node.sessions.keys import Key
 VERSION = b"\x03"
 _NONCE_BYTES = 12
 _HEAD = len(VERSION) + _NONCE_BYTES
+_NONCE = slice(len(VERSION), _HEAD)
 
 _Row = tuple[bytes, bytes, bytes, int, int]
 _encoder = msgspec.msgpack.Encoder()
@@ -36,7 +37,7 @@ def unseal(key: Key, value: bytes) -> Entry | None:
     if len(value) <= _HEAD or not value.startswith(VERSION):
         return None
     try:
-        plain = AESGCM(key.sealing).decrypt(value[len(VERSION) : _HEAD], value[_HEAD:], key.name)
+        plain = AESGCM(key.sealing).decrypt(value[_NONCE], value[_HEAD:], key.name)
         return Entry(*_decoder.decode(plain))
     except (InvalidTag, msgspec.DecodeError, ValueError):
         return None

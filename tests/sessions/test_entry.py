@@ -186,7 +186,8 @@ def test_age_counts_from_when_the_origin_was_asked() -> None:
     assert entry().age_seconds(0.0) == 0.0
     assert entry().age_seconds(12.5) == 12.5
     assert entry().age_seconds(-CLOCK_TOLERANCE_SECONDS) == 0.0
-    assert entry().age_seconds(-CLOCK_TOLERANCE_SECONDS - 0.001) is None
+    assert entry().is_younger_than(0.0, -CLOCK_TOLERANCE_SECONDS)
+    assert not entry().is_younger_than(math.inf, -CLOCK_TOLERANCE_SECONDS - 0.001)
     assert entry().is_younger_than(12.5, 12.5)
     assert not entry().is_younger_than(12.5, 12.501)
     assert not entry().is_younger_than(math.inf, -2.0)
