@@ -1,10 +1,10 @@
 """`python -m benchmarks.miss`: what it costs when the memory tier does not know.
 
-Two nodes over one Valkey.  In each round node b gives memory hits, node a reads sessions cold, and node b finds those
-in Redis, each for 32 readers; then one reader reads cold through a node and past it, whose difference is what the node
-adds.  The same is done at a real Kratos, if one can be had.  At last 1,000 readers ask four nodes at once for a session
-that nobody knows: the origin should be asked once, for one node has the fill lock.  Exit status 1: it costs more than
-is promised.
+Nodes over one Valkey.  In each round a new node gives memory hits, another reads sessions cold, and the new one finds
+those in Redis, as nodes do that have just started; so does a third, whose memory is full; each for 32 readers.  Then
+one reader reads cold through a node and past it, whose difference is what the node adds.  The same is done at a real
+Kratos, if one can be had.  At last 1,000 readers ask four nodes at once for a session that nobody knows: the origin
+should be asked once, for one node has the fill lock.  Exit status 1: it costs more than is promised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks import beside_kratos, report
 from benchmarks.beside_kratos import Beside
 from benchmarks.checks import check
 from benchmarks.load import BadAnswerError, Load, run_wrk_fresh, run_wrk_list
-from benchmarks.servers import Server, node, origin_count, pinned_valkey, python_app
+from benchmarks.servers import Server, node, origin_count, pinned_valkey, python_app, touch_memory
 from benchmarks.sessions import BODY_BYTES, body_of, token_of
 from cache_node.errors import CacheNodeError
 from cache_node.sessions.origin import WHOAMI_PATH
@@ -37,6 +37,11 @@ ORIGIN_DELAY_SECONDS = 0.03
 """What Kratos takes under load, so that the crowd is there before the first answer is."""
 COLD_FACTOR = 24
 """Sessions are read cold for so many times longer than they are found in Redis, which is quicker."""
+FULL = "redis, memory full"
+LITTLE_BYTES = 16 * 1024 * 1024
+"""So much memory is soon full."""
+TOUCHED_BYTES = 512 * 1024 * 1024
+"""More than a node's memory grows while it is measured."""
 APART = 10_000_000
 """Between the first sessions of two runs."""
 STRAY_SHARE = 0.01
@@ -59,46 +64,48 @@ class Cost:
         return self.node_us + self.valkey_us
 
 
-class Pair:
-    """Nodes a and b, their Valkey and their origin."""
+class Region:
+    """A node that reads cold, its Valkey and its origin; and others that are asked."""
 
-    def __init__(self, a: Server, b: Server, valkey: Server, origin: Server, seconds: float) -> None:
-        self._a, self._b, self._valkey, self._origin = a, b, valkey, origin
+    def __init__(self, first: Server, valkey: Server, origin: Server, seconds: float) -> None:
+        self._first, self._valkey, self._origin = first, valkey, origin
         self._seconds = seconds
         self._next = APART
 
-    async def memory(self) -> Cost:
-        """Node b, asked for one session again and again."""
+    async def memory(self, asked: Server) -> Cost:
+        """A node, asked for one session again and again."""
         token = token_of(0)
         line, body = f"X-Session-Token: {token}", body_of(token) or b""
-        await check("node", self._b, self._origin, {line: body})
-        spent = self._meter(self._b)
+        await check("node", asked, self._origin, {line: body})
+        spent = self._meter(asked)
         load = await run_wrk_list(
-            self._b.url, self._seconds, [line], headers={}, trace=False, connections=READERS, least_bytes=len(body)
+            asked.url, self._seconds, [line], headers={}, trace=False, connections=READERS, least_bytes=len(body)
         )
         return spent(load)
 
-    async def cold_then_redis(self) -> tuple[Cost, Cost]:
-        """Node a, asked for sessions that are new to all; then node b, asked for the same."""
+    async def cold_then_redis(self, *others: Server) -> list[Cost]:
+        """The first node, asked for sessions that are new to all; then others, asked for the same."""
         first = self._take()
-        spent = self._meter(self._a)
-        cold = spent(await self._fresh(self._a, first, APART, READERS, self._seconds * COLD_FACTOR))
+        spent = self._meter(self._first)
+        cold = spent(await self._fresh(self._first, first, APART, READERS, self._seconds * COLD_FACTOR))
         report.progress(f"{cold.load.requests} read cold")
         with redis.Redis.from_url(self._valkey.url) as client:
             await eventually(_at_rest(client), lambda: "Valkey still gets entries", 10.0)
-        spent, asked = self._meter(self._b), origin_count(self._origin)
-        found = spent(await self._fresh(self._b, first, cold.load.requests, READERS, self._seconds))
-        strays = origin_count(self._origin) - asked
-        if found.load.requests > cold.load.requests or strays > STRAY_SHARE * found.load.requests:
-            raise BadAnswerError(
-                f"of {found.load.requests} reads {strays} were cold, {cold.load.requests} may be in Redis"
-            )
-        return cold, found
+        touch_memory(TOUCHED_BYTES)
+        return [cold, *[await self._redis(other, first, cold.load.requests) for other in others]]
+
+    async def _redis(self, asked: Server, first: int, count: int) -> Cost:
+        spent, before = self._meter(asked), origin_count(self._origin)
+        found = spent(await self._fresh(asked, first, count, READERS, self._seconds))
+        strays = origin_count(self._origin) - before
+        if found.load.requests > count or strays > STRAY_SHARE * found.load.requests:
+            raise BadAnswerError(f"of {found.load.requests} reads {strays} were cold, {count} may be in Redis")
+        return found
 
     async def added(self) -> float:
         """By how much a cold read on one connection is slower at p50 than the origin, in seconds."""
         through, past = [
-            await self._fresh(server, self._take(), APART, 1, self._seconds) for server in (self._a, self._origin)
+            await self._fresh(server, self._take(), APART, 1, self._seconds) for server in (self._first, self._origin)
         ]
         return through.p50 - past.p50
 
@@ -156,22 +163,23 @@ async def crowd(nodes: Sequence[Server], origin: Server, number: int) -> tuple[i
     return origin_count(origin) - before, took
 
 
-async def measure_pair(options: argparse.Namespace) -> tuple[dict[str, list[Cost]], list[float]]:
+async def measure_tiers(options: argparse.Namespace) -> tuple[dict[str, list[Cost]], list[float]]:
     """Costs by tier, and what a cold read adds, round by round."""
-    costs: dict[str, list[Cost]] = {"memory": [], "redis": [], "cold": []}
+    costs: dict[str, list[Cost]] = {"memory": [], "redis": [], FULL: [], "cold": []}
     added = []
     async with contextlib.AsyncExitStack() as stack:
         origin = await stack.enter_async_context(python_app("origin"))
         valkey = stack.enter_context(pinned_valkey())
-        a, b = [await stack.enter_async_context(node(origin, valkey.url)) for _ in "ab"]
-        pair = Pair(a, b, valkey, origin, options.seconds)
+        first = await stack.enter_async_context(node(origin, valkey.url))
+        full = await stack.enter_async_context(node(origin, valkey.url, memory_bytes=str(LITTLE_BYTES)))
+        region = Region(first, valkey, origin, options.seconds)
         for number in range(options.rounds):
-            costs["memory"].append(await pair.memory())
-            report.progress(f"round {number + 1}: memory")
-            cold, found = await pair.cold_then_redis()
-            costs["cold"].append(cold)
-            costs["redis"].append(found)
-            added.append(await pair.added())
+            async with node(origin, valkey.url) as new:
+                costs["memory"].append(await region.memory(new))
+                report.progress(f"round {number + 1}: memory")
+                for tier, cost in zip(("cold", "redis", FULL), await region.cold_then_redis(new, full), strict=True):
+                    costs[tier].append(cost)
+            added.append(await region.added())
             report.progress(f"round {number + 1}: redis, and cold on one connection")
     return costs, added
 
@@ -237,7 +245,7 @@ async def measure_beside_kratos(options: argparse.Namespace) -> list[Beside]:
 
 async def bench(options: argparse.Namespace) -> int:
     """Measure, print, write, and judge; returns the exit status."""
-    costs, added = await measure_pair(options)
+    costs, added = await measure_tiers(options)
     print(report.table(f"{READERS} readers", rows(costs)))
     print(f"\na cold read on one connection adds {report.spread([one * 1e6 for one in added])} µs to the origin's p50")
     beside = await measure_beside_kratos(options)

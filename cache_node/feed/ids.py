@@ -6,6 +6,8 @@ bytes, packed one of 64, and two of them in one object are 96.
 
 from __future__ import annotations
 
+from binascii import hexlify
+
 UUID_BYTES = 16
 _TEXT, _TEXT_OF_15 = b"\0", b"\1\1"  # so that no text becomes as long as a UUID
 
@@ -45,6 +47,14 @@ def split_ids(facts: bytes) -> tuple[bytes, bytes]:
         return facts[1:17], facts[17:33]
     end = 2 + facts[0]
     return facts[2:end], facts[end : end + facts[1]]
+
+
+def text_of_identity(facts: bytes) -> bytes:
+    """The identity's id, unpacked and encoded: at once for a UUID, for each redis hit [0.4 instead of 0.9 µs]."""
+    if facts[0]:
+        return unpack_id(split_ids(facts)[1]).encode()
+    digits = hexlify(facts[17:33])
+    return b"%b-%b-%b-%b-%b" % (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
 
 
 def _text_of(packed: bytes) -> str:

@@ -10,7 +10,7 @@ import msgspec
 import orjson
 
 from cache_node.feed.events import MAX_ID_BYTES, normalise_id
-from cache_node.feed.ids import pack_ids, split_ids, unpack_id
+from cache_node.feed.ids import pack_ids, split_ids, text_of_identity, unpack_id
 from cache_node.sessions.credential import Credential, cookie_minted_at
 from cache_node.sessions.hedged_lru import Node
 
@@ -75,9 +75,11 @@ class Entry(Node, gc=False):
     @property
     def lines(self) -> bytes:
         """The headers as HTTP/1.1 lines, each with its end."""
-        if _OWN_IDENTITY not in self.head:
-            return self.head
-        return self.head.replace(_OWN_IDENTITY, _IDENTITY_LINE % self.identity_id.encode())
+        before, own, after = self.head.partition(_OWN_IDENTITY)
+        if not own:
+            return before
+        line = _IDENTITY_LINE % text_of_identity(self.facts)
+        return b"%b%b%b" % (before, line, after.replace(_OWN_IDENTITY, line))
 
     @property
     def session_id(self) -> str:
@@ -87,7 +89,7 @@ class Entry(Node, gc=False):
     @property
     def identity_id(self) -> str:
         """Of the session's identity."""
-        return unpack_id(split_ids(self.facts)[1])
+        return text_of_identity(self.facts).decode()
 
     @property
     def expires_at(self) -> float:

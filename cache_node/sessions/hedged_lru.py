@@ -156,20 +156,22 @@ class HedgedLru(Generic[N]):
 
     def _evict(self) -> None:
         """Let one value go: LRU's choice, or, where that one goes into overtime, the choice of the stake."""
-        while self._ghosts.count >= self._count_in_overtime() and self._moves_left > 0:
-            unused, used = self._oldest(self._unused), self._oldest(self._used)
+        in_overtime = self._overtime.count + self._overtime_looked_at.count
+        unused = self._oldest(self._unused)
+        while self._ghosts.count >= in_overtime and self._moves_left > 0:
+            used = self._oldest(self._used)
             came = self._ghosts.oldest_turn() or _turn_of(unused)
             # With nothing at stake recency is all, and ties are for the new: 0.05 points where favourites change.
             if used is not None and (not came or came > _turn_of(used) - (self._stake <= 0)):
                 self._move(used, self._overtime)
+                in_overtime += 1
             elif self._ghosts.count:
                 self._moves_left -= 1
                 self._ghosts.forget_oldest()
             else:
                 self._let_go(unused)
                 return
-        unused = self._oldest(self._unused)
-        if unused is not None and self._count_in_overtime() <= self._stake * self._count:
+        if unused is not None and in_overtime <= self._stake * self._count:
             self._ghosts.add(unused.key, _turn_of(unused))
             self._let_go(unused)
         else:
@@ -188,9 +190,6 @@ class HedgedLru(Generic[N]):
             if node is not None:
                 return node
         return None
-
-    def _count_in_overtime(self) -> int:
-        return self._overtime_looked_at.count + self._overtime.count
 
     def _look_at_overtime(self) -> None:
         """At one value, in turn: what is won must not be known later than what is lost, or trials end too early."""

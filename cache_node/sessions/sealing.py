@@ -37,7 +37,7 @@ def unseal(key: Key, value: bytes) -> Entry | None:
     if len(value) <= _HEAD or not value.startswith(VERSION):
         return None
     try:
-        plain = AESGCM(key.sealing).decrypt(value[_NONCE], value[_HEAD:], key.name)
+        plain = AESGCM(key.sealing).decrypt(value[_NONCE], memoryview(value)[_HEAD:], key.name)
         return Entry(*_decoder.decode(plain))
     except (InvalidTag, msgspec.DecodeError, ValueError):
         return None
