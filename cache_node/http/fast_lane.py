@@ -98,11 +98,10 @@ class FastLane:
         self._left_alone = 0  # requests since the last one
         self._dice = random.Random()  # noqa: S311  # of which hits are timed
         self._next_sample = 1
-        self._reads: set[asyncio.Task[None]] = set()
         self.hits = 0
         """Answers given from memory."""
         self.now = float("-inf")
-        """Reading of the steady clock when the last answer from memory, or question to Redis, began."""
+        """Reading of the steady clock when the last answer was given, or asked for."""
 
     def template(self, request: bytes, headers: Headers, before: Template | None) -> Template:
         """Of a request that the parser has consumed exactly."""
@@ -136,36 +135,41 @@ class FastLane:
             self._observe(self._steady() - now)
         return found.data
 
-    def ask(self, template: Template, hear: Hear) -> bool:
-        """Look for what memory cannot answer in the other tiers; False if the slow path must do that."""
+    def ask(self, template: Template, hear: Hear, tasks: set[asyncio.Task[None]]) -> bool:
+        """Look for what memory cannot answer in the other tiers; False if the slow path must do that.
+
+        A read that takes a task has it among `tasks`, as uvicorn has those of requests, so that it can be cut off.
+        """
         if template.has_request_id:
             return False
         self.now = now = self._steady()
         if self._found_share >= 0.5 or self._left_alone == LOOK_EVERY - 1:
             self._left_alone = 0
             keys = self._keys.derive_from(template.digest, template.kind, template.value)
-            if self._reader.look_up(keys, partial(self._tell, now, template, hear)):
+            if self._reader.look_up(keys, partial(self._tell, now, template, hear, tasks)):
                 return True
         else:
             self._left_alone += 1
-        self._begin_read(now, template.credential, hear)
+        self._begin_read(now, template.credential, hear, tasks)
         return True
 
-    def _tell(self, begun: float, template: Template, hear: Hear, entry: Entry | None) -> None:
+    def _tell(
+        self, begun: float, template: Template, hear: Hear, tasks: set[asyncio.Task[None]], entry: Entry | None
+    ) -> None:
         self._found_share += ((entry is not None) - self._found_share) / _LOOKS_HEEDED
         if entry is None:
-            self._begin_read(begun, template.credential, hear)
+            self._begin_read(begun, template.credential, hear, tasks)
             return
-        now = self._steady()
+        self.now = now = self._steady()
         if now >= self._rendered_until:
             self._begin_second(now)
         self._observer.observe_request("redis", 200, "redis", now - begun)
         hear(self._render(entry, "redis"))
 
-    def _begin_read(self, begun: float, credential: Credential, hear: Hear) -> None:
+    def _begin_read(self, begun: float, credential: Credential, hear: Hear, tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(self._read(begun, credential, hear))
-        self._reads.add(task)
-        task.add_done_callback(self._reads.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def _read(self, begun: float, credential: Credential, hear: Hear) -> None:
         try:
@@ -174,7 +178,7 @@ class FastLane:
             logger.exception("a read failed")
             hear(None)
             return
-        now = self._steady()
+        self.now = now = self._steady()
         if now >= self._rendered_until:
             self._begin_second(now)
         lines = pack_headers(((b"date", self._date), *headers_of(answer)))

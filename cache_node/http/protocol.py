@@ -129,7 +129,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
                     self._answered_at = self._lane.now  # type: ignore[union-attr]
                     self.transport.write(answer)
                     return
-                if self._lane.ask(template, self._hear):  # type: ignore[union-attr]
+                if self._lane.ask(template, self._hear, self.tasks):  # type: ignore[union-attr]
                     self._answered_at = self._lane.now  # type: ignore[union-attr]
                     self._asked, self._template = template, None
                     return
@@ -146,6 +146,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         if template is None:  # the connection was lost
             return
         late, self._unread = self._unread, b""
+        self._answered_at = self._lane.now  # type: ignore[union-attr]  # who asked it
         if answer is None:
             self._parse_alone(template.request, template)
         elif self._is_ending:
@@ -290,7 +291,9 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
-        rested = self._lane.seconds_since(self._answered_at) if self._lane is not None else self.timeout_keep_alive
+        rested = float(self.timeout_keep_alive)
+        if self._lane is not None:
+            rested = 0.0 if self._asked is not None else self._lane.seconds_since(self._answered_at)
         if rested < self.timeout_keep_alive:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive - rested, self.timeout_keep_alive_handler

@@ -339,6 +339,8 @@ class Origin:
                 status, raw_headers, answer_body = await self._client.request(method, target, headers, body)
             kept = _kept(raw_headers, with_length=method == "HEAD")
             _check_sendable(status, kept, headers)
+            if status == 204 and answer_body:
+                raise ValueError("the origin's answer has a body where none belongs")
             return OriginAnswer(status, kept, answer_body, fetched_at)
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin did not answer within {timeout_seconds:g} s") from None

@@ -179,7 +179,10 @@ class Reader:
             if entry is not None and not self._take(name, entry):
                 entry = None
         for tell in waiting:
-            tell(entry)
+            try:
+                tell(entry)
+            except Exception:  # one reader's trouble, and not that of the others
+                logger.exception("a reader could not be told")
 
     def may_be_given(self, entry: Entry) -> tuple[float, float]:
         """From when until when (Unix seconds) its age and its end allow an entry to be given to plain requests."""

@@ -20,6 +20,7 @@ from cache_node.http.template import MOST_KNOWN, MOST_KNOWN_BYTES, Template
 from cache_node.http.whoami import Whoami
 from cache_node.sessions.answer import Answer, Wants
 from cache_node.sessions.credential import Credential
+from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.ports import Tell
@@ -767,10 +768,26 @@ def test_a_shutdown_waits_for_what_the_origin_says(both: Both) -> None:
 def test_a_server_that_has_waited_long_enough_says_so(both: Both) -> None:
     """Whoever asks is told to come again, elsewhere."""
     held(both)
-    for whoami in (both.fast.lane.whoami, both.slow.app):
-        (task,) = whoami.under_way
-        task.cancel()
+    for side in both.sides:  # as `HttpServer` does
+        for task in side.connection.state.tasks:
+            task.cancel()
     assert both.ask().startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_connection_does_not_rest_while_the_origin_is_asked(both: Both, loop: ManualLoop) -> None:
+    """However long that takes; its rest begins with the answer."""
+    gates = held(both)
+    loop.advance(KEEP_ALIVE_SECONDS + 5)
+    for side in both.sides:
+        side.node.clock.advance(KEEP_ALIVE_SECONDS + 5)
+    loop.advance(KEEP_ALIVE_SECONDS + 5)
+    for gate in gates:
+        gate.open()
+    assert both.ask().startswith(b"HTTP/1.1 ")
+    for side in both.sides:
+        side.node.clock.advance(KEEP_ALIVE_SECONDS - 1)
+    loop.advance(KEEP_ALIVE_SECONDS - 1)
+    assert not both.fast.connection.is_closed()
 
 
 def test_a_client_that_leaves_while_the_origin_is_asked_takes_nothing_with_it(both: Both) -> None:
@@ -793,6 +810,30 @@ def test_a_read_that_fails_is_the_servers_failure(
         monkeypatch.setattr(side.node.reader, "read", _fail)
     assert both.ask(COLD).startswith(b"HTTP/1.1 500 ")
     assert "a read failed" in caplog.text
+
+
+def test_a_reader_that_cannot_be_told_keeps_no_other_waiting(
+    both: Both, shared: list[Redis], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two connections ask Redis for one key; what goes wrong with one is reported."""
+    side = both.fast
+    heard: list[Entry | None] = []
+
+    def fail(_: Entry | None) -> None:
+        raise RuntimeError("of this reader")
+
+    shared[0].hold()
+    (keys,) = [side.node.keys.derive(Credential("token", b"token"))]
+
+    async def look() -> None:
+        assert side.node.reader.look_up(keys, fail)
+        assert side.node.reader.look_up(keys, heard.append)
+
+    side.loop.run_until_complete(look())
+    shared[0].let_go()
+    side.loop.settle()
+    assert [entry is not None for entry in heard] == [True]
+    assert "a reader could not be told" in caplog.text
 
 
 async def _fail(*_: object) -> Answer:
