@@ -60,6 +60,7 @@ class Wire:
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         self._pool: Any = build_client(url, timeout_seconds=timeout_seconds).connection_pool
         self._connection: _Connection | None = None
+        self._is_closed = False
 
     @property
     def is_open(self) -> bool:
@@ -73,10 +74,14 @@ class Wire:
         """
         if self._connection is None or not self._connection.is_open:
             self._connection = _Connection(await self._connected())
+            if self._is_closed:
+                self._connection.close()
+                raise RedisConnectionError("The connection was closed while it was made.")
         return await self._connection.exchange(commands)
 
     def close(self) -> None:
-        """The next exchange makes another connection."""
+        """For good."""
+        self._is_closed = True
         if self._connection is not None:
             self._connection.close()
 
@@ -131,6 +136,9 @@ class _Connection(asyncio.Protocol):
                 self._replies.append(reply)
         except (InvalidResponse, RedisConnectionError) as error:
             self._end(error)
+            return
+        except ValueError:  # redis-py's, of a MOVED that does not say where to
+            self._end(InvalidResponse("The server's error has a wrong form."))
             return
         if self._missing < 0 or self._done is None:
             self._end(RedisConnectionError("The server said what nobody had asked for."))

@@ -78,9 +78,10 @@ async def test_replies_come_in_order_errors_among_them() -> None:
     [
         (b"-LOADING the dataset\r\n", RedisConnectionError),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", InvalidResponse),
+        (b"-MOVED x\r\n", InvalidResponse),
         (b"$1\r\na\r\n$1\r\nb\r\n", RedisConnectionError),
     ],
-    ids=["loading", "another protocol", "too much"],
+    ids=["loading", "another protocol", "an odd error", "too much"],
 )
 async def test_what_is_no_reply_ends_the_connection(said: bytes, error: type[RedisError]) -> None:
     """And the next exchange is on a new one."""
@@ -113,6 +114,18 @@ async def test_a_reply_to_a_cancelled_command_is_no_answer_to_the_next() -> None
         server.lines[0].write(b"$4\r\nlate\r\n")
         assert await exchange(wire, server, b"$3\r\nnew\r\n") == [b"new"]
         assert len(server.lines) == 2
+
+
+async def test_a_wire_that_is_closed_while_it_connects_stays_closed() -> None:
+    """What was being made is not left behind."""
+    async with wired() as (wire, server):
+        asking = asyncio.create_task(wire.exchange([GET]))
+        await asyncio.sleep(0)
+        wire.close()
+        with pytest.raises(RedisConnectionError):
+            await asyncio.wait_for(asking, 5.0)
+        assert not wire.is_open
+        assert server.heard == b""
 
 
 async def test_a_connection_that_breaks_ends_the_exchange() -> None:
