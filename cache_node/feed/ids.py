@@ -29,7 +29,7 @@ def pack_id(value: str) -> bytes:
 def unpack_id(packed: bytes) -> str:
     """The id that was packed."""
     if len(packed) == UUID_BYTES:
-        return _text_of(packed)
+        return _text_of(packed).decode()
     return packed[2 if packed[:1] == _TEXT_OF_15[:1] else 1 :].decode()
 
 
@@ -50,13 +50,10 @@ def split_ids(facts: bytes) -> tuple[bytes, bytes]:
 
 
 def text_of_identity(facts: bytes) -> bytes:
-    """The identity's id, unpacked and encoded: at once for a UUID, for each redis hit [0.4 instead of 0.9 µs]."""
-    if facts[0]:
-        return unpack_id(split_ids(facts)[1]).encode()
-    digits = hexlify(facts[17:33])
+    """The identity's id, unpacked and encoded; a UUID's, which each redis hit writes, without a detour."""
+    return unpack_id(split_ids(facts)[1]).encode() if facts[0] else _text_of(facts[17:33])
+
+
+def _text_of(packed: bytes) -> bytes:
+    digits = hexlify(packed)
     return b"%b-%b-%b-%b-%b" % (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
-
-
-def _text_of(packed: bytes) -> str:
-    digits = packed.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -155,10 +155,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Line:
-    """A wire for calls of several tasks, one after the other; `aclose()` ends it.
-
-    Past redis-py's client and pool: a confirm costs a node 70 µs of CPU instead of 121.
-    """
+    """A wire for calls of several tasks, one after the other; `aclose()` ends it."""
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         self._wire = Wire(url, timeout_seconds=timeout_seconds)

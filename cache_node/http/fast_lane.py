@@ -77,7 +77,7 @@ class FastLane:
         observer: Observer,
         session_cookie: str,
     ) -> None:
-        self.whoami = whoami
+        self._whoami = whoami
         self._reader = reader
         self._keys = keys
         self._digest = keys.digest
@@ -160,9 +160,7 @@ class FastLane:
         if entry is None:
             self._begin_read(begun, template.credential, hear, tasks)
             return
-        self.now = now = self._steady()
-        if now >= self._rendered_until:
-            self._begin_second(now)
+        now = self._begin_answer()
         self._observer.observe_request("redis", 200, "redis", now - begun)
         hear(self._render(entry, "redis"))
 
@@ -173,17 +171,22 @@ class FastLane:
 
     async def _read(self, begun: float, credential: Credential, hear: Hear) -> None:
         try:
-            answer = await self.whoami.read(credential)
+            answer = await self._whoami.read(credential)
         except Exception:
             logger.exception("a read failed")
             hear(None)
             return
-        self.now = now = self._steady()
-        if now >= self._rendered_until:
-            self._begin_second(now)
+        now = self._begin_answer()
         lines = pack_headers(((b"date", self._date), *headers_of(answer)))
         hear(b"%b%b\r\n%b" % (STATUS_LINE[answer.status], lines, answer.body))
         self._observer.observe_request(answer.tier, answer.status, answer.detail, now - begun)
+
+    def _begin_answer(self) -> float:
+        """The time, of an answer that was asked for."""
+        self.now = now = self._steady()
+        if now >= self._rendered_until:
+            self._begin_second(now)
+        return now
 
     def _begin_second(self, now: float) -> None:
         self._rendered = {}

@@ -24,6 +24,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -80,6 +81,15 @@ class OriginAnswer:
     def header(self, name: bytes) -> bytes | None:
         """First value of a header, by its lower-case name."""
         return next((value for key, value in self.headers if key == name), None)
+
+
+class _Request(NamedTuple):
+    """What goes to the origin, behind what its client adds."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: bytes = b""
 
 
 class _Asked(NamedTuple):
@@ -139,12 +149,12 @@ class Origin:
         `on_begin` is called right before each request is sent; `is_expected` when it was refused, see above.  Who is
         not `patient` has another answer, and does not wait while the breaker is open.
         """
-        headers = (credential.header(), _ACCEPT)
-        return await self._believed("GET", WHOAMI_PATH, headers, b"", on_begin, is_expected, hash(credential), patient)
+        request = _Request("GET", WHOAMI_PATH, (credential.header(), _ACCEPT))
+        return await self._believed(request, on_begin, is_expected, hash(credential), patient)
 
     async def read_anonymous(self, *, patient: bool = True) -> OriginAnswer:
         """What it says to those who present nothing; that 401 is true in an outage too."""
-        return await self._ask_anonymously("GET", WHOAMI_PATH, (_ACCEPT,), b"", patient)
+        return await self._ask_anonymously(_Request("GET", WHOAMI_PATH, (_ACCEPT,)), patient)
 
     async def pass_on(
         self,
@@ -157,27 +167,22 @@ class Origin:
         is_expected: Callable[[], bool],
     ) -> OriginAnswer:
         """One client's request for that client alone, with all its headers but hop-by-hop ones."""
+        request = _Request(method, target, _forwarded(headers), body)
         if anonymous:
-            return await self._ask_anonymously(method, target, _forwarded(headers), body, True)
+            return await self._ask_anonymously(request, True)
         who = hash(tuple(value for name, value in headers if name.lower() in _CREDENTIALS))
-        return await self._believed(method, target, _forwarded(headers), body, lambda: None, is_expected, who, True)
+        return await self._believed(request, lambda: None, is_expected, who, True)
 
     async def _believed(
         self,
-        method: str,
-        target: str,
-        headers: Headers,
-        body: bytes,
+        request: _Request,
         on_begin: Callable[[], None],
         is_expected: Callable[[], bool],
         who: int,
         patient: bool,
     ) -> OriginAnswer:
         """Ask until the answer is none that must be doubted; reads and probes together have one deadline."""
-
-        async def ask() -> _Asked:
-            return await self._ask_in_turn(method, target, headers, body, on_begin, who, patient)
-
+        ask = partial(self._ask_in_turn, request, on_begin, who, patient)
         limit = self._timeout + min(QUEUE_SECONDS, self._timeout) + DEAD_CONNECTIONS_SECONDS
         ends_at = asyncio.get_running_loop().time() + limit
         asked = await ask()  # which ends in time by itself
@@ -219,25 +224,14 @@ class Origin:
         )
         raise OriginUnavailableError("unready", "the origin refused the credential while it is not ready")
 
-    async def _ask_anonymously(
-        self, method: str, target: str, headers: Headers, body: bytes, patient: bool
-    ) -> OriginAnswer:
-        answer = (await self._ask_in_turn(method, target, headers, body, lambda: None, _NOBODY, patient)).answer
+    async def _ask_anonymously(self, request: _Request, patient: bool) -> OriginAnswer:
+        answer = (await self._ask_in_turn(request, lambda: None, _NOBODY, patient)).answer
         if answer.status == 401:
             self._breaker.widen()
             self._look_whether_it_is_over()
         return answer
 
-    async def _ask_in_turn(
-        self,
-        method: str,
-        target: str,
-        headers: Headers,
-        body: bytes,
-        on_begin: Callable[[], None],
-        who: int,
-        patient: bool,
-    ) -> _Asked:
+    async def _ask_in_turn(self, request: _Request, on_begin: Callable[[], None], who: int, patient: bool) -> _Asked:
         came = self._clock.steady()
         try:
             turn = await self._breaker.take(min(QUEUE_SECONDS, self._timeout), who, patient=patient)
@@ -247,13 +241,13 @@ class Origin:
         try:
             on_begin()
             begun = self._clock.steady()
-            return _Asked(await self._ask(method, target, headers, body, turn), turn, begun)
+            return _Asked(await self._ask(request, turn), turn, begun)
         finally:
             self._breaker.give_back(turn)
 
-    async def _ask(self, method: str, target: str, headers: Headers, body: bytes, turn: Turn) -> OriginAnswer:
+    async def _ask(self, request: _Request, turn: Turn) -> OriginAnswer:
         try:
-            answer = await self._observed(method, target, headers, body)
+            answer = await self._observed(request)
         except OriginUnavailableError as exc:
             self._complaints.say("failing", f"origin {self._base}: {exc}; 503 for credentials that no entry answers")
             self._failed(turn, is_answer=exc.cause == "garbage")
@@ -270,11 +264,11 @@ class Origin:
             self._answered()
         return answer
 
-    async def _observed(self, method: str, target: str, headers: Headers, body: bytes) -> OriginAnswer:
+    async def _observed(self, request: _Request) -> OriginAnswer:
         begun = self._clock.steady()
         outcome = "error"
         try:
-            answer = await self._request(method, target, headers, body, self._timeout)
+            answer = await self._answer_to(request, self._timeout)
             outcome = str(answer.status)
             return answer
         except OriginUnavailableError as exc:
@@ -328,20 +322,16 @@ class Origin:
         )
         self._breaker.open()
 
-    async def _request(
-        self, method: str, target: str, headers: Headers, body: bytes, timeout_seconds: float
-    ) -> OriginAnswer:
+    async def _answer_to(self, request: _Request, timeout_seconds: float) -> OriginAnswer:
         fetched_at = self._clock.wall()
         try:
             if self._client is None:
                 self._client = OriginClient(self._base)
             async with asyncio.timeout(timeout_seconds):
-                status, raw_headers, answer_body = await self._client.request(method, target, headers, body)
-            kept = _kept(raw_headers, with_length=method == "HEAD")
-            _check_sendable(status, kept, headers)
-            if status == 204 and answer_body:
-                raise ValueError("the origin's answer has a body where none belongs")
-            return OriginAnswer(status, kept, answer_body, fetched_at)
+                status, raw_headers, body = await self._client.request(*request)
+            answer = OriginAnswer(status, _kept(raw_headers, with_length=request.method == "HEAD"), body, fetched_at)
+            _check_sendable(answer, request)
+            return answer
         except TimeoutError:
             raise OriginUnavailableError("timeout", f"the origin did not answer within {timeout_seconds:g} s") from None
         except (aiohttp.ClientConnectionError, OSError) as exc:
@@ -352,7 +342,7 @@ class Origin:
 
     async def _probe(self) -> bool:
         try:
-            answer = await self._request("GET", self._ready_path, (), b"", min(PROBE_SECONDS, self._timeout))
+            answer = await self._answer_to(_Request("GET", self._ready_path, ()), min(PROBE_SECONDS, self._timeout))
         except OriginUnavailableError:
             return False
         return answer.status == 200
@@ -380,12 +370,15 @@ class Readiness:
             self._task.cancel()
 
 
-def _check_sendable(status: int, headers: Headers, asked: Headers) -> None:
+def _check_sendable(answer: OriginAnswer, request: _Request) -> None:
     """Raises ValueError for what no server may send on: such an answer would end the client's connection."""
+    status, asked = answer.status, request.headers
     if not 200 <= status <= 599 or (status == 304 and not any(name.lower().startswith(b"if-") for name, _ in asked)):
         raise ValueError("the origin's status is none that answers the question")
-    if CONTROL.search(b"".join([value for _name, value in headers])):
+    if CONTROL.search(b"".join([value for _name, value in answer.headers])):
         raise ValueError("the origin's headers hold control characters")
+    if status == 204 and answer.body:
+        raise ValueError("the origin's answer has a body where none belongs")
 
 
 def _kept(raw: Headers, *, with_length: bool) -> Headers:

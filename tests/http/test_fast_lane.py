@@ -823,7 +823,7 @@ def test_a_reader_that_cannot_be_told_keeps_no_other_waiting(
         raise RuntimeError("of this reader")
 
     shared[0].hold()
-    (keys,) = [side.node.keys.derive(Credential("token", b"token"))]
+    keys = side.node.keys.derive(Credential("token", b"token"))
 
     async def look() -> None:
         assert side.node.reader.look_up(keys, fail)
