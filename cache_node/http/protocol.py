@@ -135,7 +135,8 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
                     return
             self._template = None
         elif self._asked is not None:
-            self._unread += data
+            if not self._is_ending:
+                self._unread += data
             self.flow.pause_reading()
             return
         self._parse_alone(data, template)
@@ -147,19 +148,20 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
             return
         late, self._unread = self._unread, b""
         self._answered_at = self._lane.now  # type: ignore[union-attr]  # who asked it
+        is_last = self._is_ending and b"\r\n\r\n" not in late
         if answer is None:
             self._parse_alone(template.request, template)
-        elif self._is_ending:
+        elif is_last:
             head, blank, body = answer.partition(b"\r\n\r\n")
             self.transport.write(b"%b\r\nconnection: close%b%b" % (head, blank, body))
         else:
-            self._template = template
+            self._template = None if self._is_ending else template
             self.transport.write(answer)
-        if self._is_ending:
-            super().shutdown()
-        elif late:
+        if late and not is_last:
             self.flow.resume_reading()
             self.data_received(late)
+        if self._is_ending:
+            super().shutdown()
 
     def _parse_alone(self, data: bytes, template: Template | None) -> None:
         """A read for the parser, and what it leaves behind for the next one; `template` did not fit it."""
@@ -286,7 +288,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._template = None
         if self._asked is not None:
-            self._is_ending = True  # behind the answer that is due
+            self._is_ending = True  # behind the answers that are due
         else:
             super().shutdown()
 

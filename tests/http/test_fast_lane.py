@@ -103,10 +103,11 @@ class Both:
         assert answers[0] == answers[1]
         ends = self.fast.connection.is_ended(), self.slow.connection.is_ended()
         assert ends[0] == ends[1]
-        assert self.fast.connection.is_reading() == self.slow.connection.is_reading()
         if ends[0]:
             for side in self.sides:
                 side.connect()
+        else:
+            assert self.fast.connection.is_reading() == self.slow.connection.is_reading()
         return answers[0]
 
     def hits(self, *reads: bytes) -> int:
@@ -763,6 +764,21 @@ def test_a_shutdown_waits_for_what_the_origin_says(both: Both) -> None:
     answer = both.ask()
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert b"\r\nconnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("late", [FOREIGN_PATH + TOKEN, TOKEN, FOREIGN_PATH + TOKEN[:20], TOKEN[:20]])
+def test_a_shutdown_waits_for_what_was_asked_behind_it_too(both: Both, late: bytes) -> None:
+    """The answer to the last whole request says that the connection ends."""
+    gates = held(both)
+    for side in both.sides:
+        assert side.connection.send(late) == b""
+        side.connection.protocol.shutdown()
+    for gate in gates:
+        gate.open()
+    answers = both.ask()
+    assert answers.count(b"HTTP/1.1 ") == 1 + late.count(b"\r\n\r\n")
+    assert answers.count(b"\r\nconnection: close\r\n") == 1
+    assert b"\r\nconnection: close\r\n" in answers[answers.rindex(b"HTTP/1.1 ") :]
 
 
 def test_a_server_that_has_waited_long_enough_says_so(both: Both) -> None:
