@@ -37,7 +37,7 @@ async def _round(region: Region, chance: random.Random, link_a: Proxy, link_b: P
     token, session = await region.sign_in()
     links = dict(zip(region.nodes, (link_a, link_b), strict=True))
     for node in region.nodes:
-        if chance.random() < 0.9:  # a node that never saw the token good takes a second to believe the 401
+        if chance.random() < 0.98:  # a node that never saw the token good takes a second to believe the 401
             await region.ask(node, token)
     held = [node for node in region.nodes if chance.random() < 0.7]
     early: list[asyncio.Task[Seen]] = []
