@@ -102,11 +102,17 @@ class Template:
         """The name of the entry that a whole request asks for; None if the parser must say what that is."""
         if self._holes is None and not self._learn():
             return None
-        assert self._holes is not None  # noqa: S101
-        value = self._holes.credential_in(data)
+        holes = self._holes
+        assert holes is not None  # noqa: S101
+        if holes.around is not None and holes.fit_again(data):
+            self.request = data
+            return self.name
+        value = holes.credential_in(data)
         if value is None:
             return None
-        if value != self.value or self.name is None:
+        if value == self.value and self.name is not None:
+            holes.expect(value)
+        else:
             digest = self._known.get(value)
             if digest is None:
                 if not _CREDENTIAL.fullmatch(value):
@@ -114,6 +120,7 @@ class Template:
                 digest = self._digest(self.kind, value)
                 if len(self._known) < MOST_KNOWN and len(value) <= MOST_KNOWN_BYTES:
                     self._known[value] = digest
+            holes.around = None
             self.value = value
             self.digest = digest
             self.name = digest[:32]
@@ -134,7 +141,7 @@ class Template:
 class _Holes:
     """Fixed bytes, and what is between them; `first` and `last` enclose all, `middle` is None with one hole."""
 
-    __slots__ = ("_credential_first", "_first", "_last", "_middle")
+    __slots__ = ("_credential_first", "_first", "_last", "_middle", "around")
 
     def __init__(self, request: bytes, credential: slice, ignored: slice | None) -> None:
         spans = sorted([credential] if ignored is None else [credential, ignored], key=lambda span: int(span.start))
@@ -142,25 +149,41 @@ class _Holes:
         self._last = request[spans[-1].stop :]
         self._middle = None if ignored is None else request[spans[0].stop : spans[1].start]
         self._credential_first = spans[0] is credential
+        self.around: tuple[bytes, bytes] | None = None
+        """The fixed bytes with a credential that came twice running, which need not be looked for again: 0.6 instead of
+        1.0 µs where a trace id alone changes."""
 
     def credential_in(self, data: bytes) -> bytes | None:
         """What stands in the credential's place in a request of this form, harmless or not."""
         first, last = self._first, self._last
         if not (data.startswith(first) and data.endswith(last)):
             return None
-        end = len(data) - len(last)
+        start, end = len(first), len(data) - len(last)
         if self._middle is None:
-            value = data[len(first) : end]
-        else:
-            split = data.find(self._middle, len(first), end)
-            if split < 0:
-                return None
-            value, ignored = data[len(first) : split], data[split + len(self._middle) : end]
-            if not self._credential_first:
-                value, ignored = ignored, value
-            if _IGNORED.fullmatch(ignored) is None:
-                return None
-        return value
+            return data[start:end]
+        split = data.find(self._middle, start, end)
+        if split < 0:
+            return None
+        behind = split + len(self._middle)
+        if self._credential_first:
+            return data[start:split] if _IGNORED.fullmatch(data, behind, end) else None
+        return data[behind:end] if _IGNORED.fullmatch(data, start, split) else None
+
+    def expect(self, value: bytes) -> None:
+        """This credential, which was found harmless."""
+        if self._middle is not None:
+            is_first = self._credential_first
+            before = self._first + value + self._middle if is_first else self._first
+            self.around = before, self._last if is_first else self._middle + value + self._last
+
+    def fit_again(self, data: bytes) -> bool:
+        """Whether this is a request of this form with the credential that is expected."""
+        before, behind = self.around  # type: ignore[misc]
+        return (
+            data.startswith(before)
+            and data.endswith(behind)
+            and _IGNORED.fullmatch(data, len(before), len(data) - len(behind)) is not None
+        )
 
 
 def _find_holes(request: bytes, headers: Headers, credential: Credential, varying: bytes | None) -> _Holes | None:

@@ -74,6 +74,7 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
     "says how a receipt is worded, not whether there is one": ("feed-receipt-pending-over",),
     "who spoils the feed here takes nothing back, so that its end can be seen": ("feed-publish-after-a-foreign-id",),
     "the clients here wait for their answers, read them, and send nothing that is odd; no server ends": (
+        "fast-expected",
         "fast-fixed",
         "fast-harmless",
         "fast-lookup-shutdown",
@@ -83,6 +84,7 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "fast-read-request-id",
         "fast-read-rests",
         "fast-read-shutdown",
+        "fast-read-shutdown-behind",
     ),
     "a settle time asks for more than a floor can give, too": ("feed-event-settle",),
     "a server in process keeps nobody waiting": ("feed-no-retries", "feed-publish-deadline", "feed-publish-in-turn"),
