@@ -236,11 +236,8 @@ def bench(options: argparse.Namespace) -> int:
         )
     print(report.table(f"reads that are hits, in %, of {options.reads} on {SESSIONS} sessions", made))
     verdicts = [judge(*each) for each in found]
-    shown = [
-        {"trace": name, "room": share, "hit_ratios": ratios, "promise": text, "holds": holds}
-        for (name, share, ratios), (text, holds) in zip(found, verdicts, strict=True)
-    ]
-    report.write(options.results, "evict", shown)
+    traces = [{"trace": name, "room": share, "hit_ratios": ratios} for name, share, ratios in found]
+    report.write(options.results, "evict", {"traces": traces, "promises": report.shown(verdicts)})
     return report.judged(verdicts)
 
 

@@ -382,15 +382,14 @@ async def bench(options: argparse.Namespace) -> int:
             report.progress(name)
             figures += await CASES[name](feed, options)
     print(report.table(f"the feed, {options.events:,} events", rows(figures)))
-    found = [asdict(figure) | {"holds": figure.holds} for figure in figures]
-    report.write(options.results, "feed", {"events": options.events, "figures": found})
-    return report.judged(
-        [
-            (f"{one.what}: {statistics.median(one.values):.3g} {one.unit}, at most {one.at_most:g}", one.holds)
-            for one in figures
-            if one.at_most is not None
-        ]
-    )
+    verdicts = [
+        (f"{one.what}: {statistics.median(one.values):.3g} {one.unit}, at most {one.at_most:g}", one.holds)
+        for one in figures
+        if one.at_most is not None
+    ]
+    found = {"events": options.events, "figures": [asdict(one) for one in figures], "promises": report.shown(verdicts)}
+    report.write(options.results, "feed", found)
+    return report.judged(verdicts)
 
 
 def parser() -> argparse.ArgumentParser:
