@@ -317,9 +317,13 @@ class ScriptedOrigin:
         return answer
 
     async def read_anonymous(self, *, patient: bool) -> OriginAnswer:
+        answer = self.any_answer or self._refusal()
+        gate = self.gate
+        if gate is not None:
+            await gate.passed()
         if self.down:
             raise OriginUnavailableError("unreachable", "the scripted origin is down")
-        return self.any_answer or self._refusal()
+        return answer
 
     async def pass_on(
         self,

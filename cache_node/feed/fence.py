@@ -125,13 +125,12 @@ class Fence:
 
     def admits_negative(self, as_of: Position) -> bool:
         """Whether a 401 read at `as_of` still stands: only revocations are newer, and those make no session valid."""
+        return self.is_above_floor(as_of) and as_of.number >= self._newest_not_revoked
+
+    def is_above_floor(self, as_of: Position) -> bool:
+        """Whether no flush is newer than what was read at `as_of`, nor anything that is forgotten."""
         position = self._position
-        return (
-            position is not None
-            and as_of.generation == position.generation
-            and as_of.number >= self.floor
-            and as_of.number >= self._newest_not_revoked
-        )
+        return position is not None and as_of.generation == position.generation and as_of.number >= self.floor
 
     def is_gone(self, ids: bytes) -> bool:
         """Whether the newest event that names the session or its identity revoked the one, or deleted the other: the

@@ -37,7 +37,7 @@ class Refusal(Node, gc=False):
     fetched_at: float
     until: float
     as_of: Position | None
-    """Position applied before it was read; None for the anonymous answer, which no event changes."""
+    """Position applied before it was read; None if the feed was unknown."""
 
 
 class _Heads:

@@ -51,7 +51,7 @@ _PLAIN = Wants()
 REFUSAL_SECONDS = 5.0
 """How long a believed 401 is given again without asking."""
 ANONYMOUS_SECONDS = 60.0
-"""How long the answer to no credential is given again without asking; no event changes it."""
+"""How long the answer to no credential is given again without asking; of all events only a flush can change it."""
 
 # What a stored answer repeats of the origin's: everything that says something about the session, and nothing that is
 # bound to one request (Set-Cookie, CORS, dates, tracing).
@@ -192,17 +192,23 @@ class Reader:
     async def read_anonymous(self) -> Answer:
         """The answer to no credential: the origin's own, asked now and then, and true without it."""
         known = self._anonymous
-        if known is not None and self._clock.steady() < known.until:
+        if known is not None and self._clock.steady() < known.until and self._is_of_now(known):
             return self._from_refusal(known)
         try:
-            answer, _ = await self._anonymous_flights.join(b"", self._fill_anonymous, ask_origin=False)
+            answer, joined_before_read = await self._anonymous_flights.join(b"", self._fill_anonymous, ask_origin=False)
         except OriginUnavailableError:
             if known is None:
                 raise
             return self._from_refusal(known)
         if known is not None and answer.is_failure:
             return self._from_refusal(known)
-        return self._from_origin(answer, "anonymous")
+        return self._from_origin(answer, "anonymous") if joined_before_read else await self.read_anonymous()
+
+    def _is_of_now(self, anonymous: Refusal) -> bool:
+        """Whether no flush is newer; without a feed there is none."""
+        if anonymous.as_of is None:
+            return self._fence.position is None
+        return self._fence.is_above_floor(anonymous.as_of)
 
     async def pass_on(
         self,
@@ -421,6 +427,7 @@ class Reader:
         )
 
     async def _fill_anonymous(self, flight: Flight[OriginAnswer]) -> OriginAnswer:
+        as_of = self._fence.position
         flight.begin_read()
         answer = await self._origin.read_anonymous(patient=self._anonymous is None)
         self._session_in(answer)
@@ -428,7 +435,7 @@ class Reader:
         answer = replace(answer, headers=tuple(line for line in answer.headers if line[0] != b"set-cookie"))
         if answer.status == 401:
             until = self._clock.steady() + ANONYMOUS_SECONDS
-            self._anonymous = Refusal(answer.body, _head_of(answer), answer.fetched_at, until, None)
+            self._anonymous = Refusal(answer.body, _head_of(answer), answer.fetched_at, until, as_of)
         return answer
 
     def _session_in(self, answer: OriginAnswer) -> dict[str, Any] | None:

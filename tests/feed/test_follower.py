@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from cache_node.feed.follower import (
     _EventRate,
 )
 from cache_node.feed.lease import Lease
-from cache_node.feed.log import PAGE_ENTRIES, RedisLog
+from cache_node.feed.log import PAGE_ENTRIES, Confirmation, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from cache_node.feed.registry import FORGET_AFTER_SECONDS, Membership, RegistryWatch
@@ -546,6 +547,45 @@ async def test_a_replay_shows_how_far_it_has_come(
     assert follower.counts["replayed"] == 51 - fence.floor
     assert [line.partition(", ")[2] for line in caplog.messages] == [
         f"20 events so far, at least {int(100 * shown[2])} %; floor is 31 of {fence.position}"
+    ]
+
+
+class _Away(ScriptedLog):
+    """Each confirm takes 4 s, and fails for the next of the reasons."""
+
+    def __init__(self, server: LogServer, clock: ManualClock, reasons: Sequence[str]) -> None:
+        super().__init__(server)
+        self._clock = clock
+        self._reasons = iter(reasons)
+
+    async def confirm(self, *args: Any) -> Confirmation:
+        self._clock.advance(4.0)
+        for reason in self._reasons:
+            raise FeedUnavailableError(reason)
+        return await super().confirm(*args)
+
+    async def wake_up(self, after: Position, block_seconds: float) -> list[tuple[Position, FeedEntry]]:
+        await asyncio.Event().wait()
+        return []
+
+
+async def test_the_log_says_why_the_feed_is_away_now(caplog: pytest.LogCaptureFixture) -> None:
+    """Each reason once, while it lasts, however the reasons alternate."""
+    caplog.set_level("INFO")
+    clock = ManualClock()
+    log = _Away(LogServer(), clock, ["reset"] + ["refused", "late"] * 2 + ["no such user"] * 5)
+    fence, membership = Fence(clock, window_seconds=900.0, max_ids=1000), Membership("node-1", "default", 0.02)
+    follower = Follower(log, fence, Lease(clock), clock, membership)
+    running = asyncio.create_task(follower.run())
+    await eventually(lambda: follower.counts["confirms"] > 0, lambda: f"{follower.counts}, {caplog.messages}")
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert [line for line in caplog.messages if "feed: " in line][:4] == [
+        "feed: reset; answering from the origin once the lease has run out",
+        "feed: by now refused; still answering from the origin",
+        "feed: by now no such user; still answering from the origin",
+        "feed: reachable again",
     ]
 
 

@@ -86,6 +86,7 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "fast-read-shutdown",
         "fast-read-shutdown-behind",
     ),
+    "everybody here presents a credential": ("reader-anonymous-flush", "reader-anonymous-joined"),
     "a settle time asks for more than a floor can give, too": ("feed-event-settle",),
     "a server in process keeps nobody waiting": ("feed-no-retries", "feed-publish-deadline", "feed-publish-in-turn"),
     "the nodes here have one secret, and tokens: no cookie has an age, no 401 of the origin is false": (

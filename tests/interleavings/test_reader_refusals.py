@@ -253,12 +253,12 @@ async def test_a_401_that_nobody_vouches_for_is_passed_on_and_nothing_else() -> 
 
 
 async def test_the_anonymous_answer_is_the_origins_and_asked_for_once() -> None:
-    """It is true without the origin, without a lease, and after any event."""
+    """It is true without the origin, without a lease, and after what happens to anybody."""
     node = await following_node()
     first = await node.read(None)
     assert (first.status, first.tier, first.detail) == (401, "origin", "anonymous")
     node.origin.down = True
-    node.log.server.append(flush())
+    node.log.server.append(identity_changed())
     await node.follow()
     node.clock.advance(59.0)
 
@@ -266,6 +266,42 @@ async def test_the_anonymous_answer_is_the_origins_and_asked_for_once() -> None:
     assert (again.status, again.tier, again.body, again.age_seconds) == (401, "negative", first.body, 59.0)
     node.clock.advance(3600.0)
     assert (await node.read(None)).body == first.body, "asked again, and the origin is down"
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+async def test_the_anonymous_answer_is_asked_for_again_after_a_flush(is_reset: bool) -> None:
+    """The origin's configuration may say it in other words now; while it is down, the old ones are as true."""
+    node = await following_node()
+    old = await node.read(None)
+    node.origin.refusal_body = b"{}"
+    if is_reset:
+        node.log.server.restart_empty()
+    else:
+        node.log.server.append(flush())
+    await node.follow()
+
+    node.origin.down = True
+    assert (await node.read(None)).body == old.body
+    node.origin.down = False
+    assert [(await node.read(None)).body for _ in range(2)] == [b"{}"] * 2
+    assert (await node.read(None)).tier == "negative"
+
+
+async def test_who_asks_after_a_flush_does_not_get_the_anonymous_answer_from_before() -> None:
+    """Not by joining the read that had begun then, either."""
+    node = await following_node()
+    node.origin.gate = gate = Gate()
+    early = asyncio.create_task(node.read(None))
+    await gate.arrived()
+    node.origin.refusal_body = b"{}"
+    node.log.server.append(flush())
+    await node.follow()
+    late = asyncio.create_task(node.read(None))
+    await asyncio.sleep(0)
+    gate.open()
+
+    assert (await early).body != b"{}"
+    assert (await late).body == b"{}"
 
 
 async def test_strangers_share_no_cookie() -> None:
