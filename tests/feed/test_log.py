@@ -12,8 +12,10 @@ from typing import Any
 
 import msgpack
 import pytest
+import uvloop
 from redis.exceptions import ResponseError
 
+from cache_node import AsyncPublisher
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed import scripts
@@ -607,6 +609,40 @@ async def test_a_connection_that_the_server_has_closed_costs_no_call(
             await redis.ping()  # a round trip later the end of the other connections has come
         (said,) = await asyncio.gather(call(log), return_exceptions=True)
         assert not isinstance(said, BaseException), said
+
+
+async def reset(link: Proxy) -> None:
+    """Its connections, while they rest; new ones are made again."""
+    link.cut()
+    for _ in range(10):  # turns of the loop, for the reset to arrive
+        await asyncio.sleep(0)
+    link.mend()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_connection_that_was_reset_while_it_rested_costs_one_call_at_most(
+    valkey: EmbeddedValkey, names: RedisNames, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """That one says that the feed is unavailable, on any event loop, so that a publisher repeats it."""
+
+    async def scenario() -> None:
+        async with (
+            Proxy(valkey.url) as link,
+            connected(link.url, names) as log,
+            AsyncPublisher(link.url, names.prefix) as publisher,
+        ):
+            for call in (lambda: append(log), lambda: log.ask_registry(0), lambda: log.forget(b"node")):
+                await call()
+                await reset(link)
+                (said,) = await asyncio.gather(call(), return_exceptions=True)
+                assert isinstance(said, FeedUnavailableError) or not isinstance(said, BaseException), repr(said)
+                await call()
+            for _ in range(2):
+                await publisher.flush()
+                await reset(link)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 20.0))
 
 
 @each_call

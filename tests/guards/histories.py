@@ -88,7 +88,12 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
     ),
     "everybody here presents a credential": ("reader-anonymous-flush", "reader-anonymous-joined"),
     "a settle time asks for more than a floor can give, too": ("feed-event-settle",),
-    "a server in process keeps nobody waiting": ("feed-no-retries", "feed-publish-deadline", "feed-publish-in-turn"),
+    "a server in process keeps nobody waiting, and its connections never end": (
+        "feed-no-retries",
+        "feed-publish-deadline",
+        "feed-publish-in-turn",
+        "feed-reset-at-rest",
+    ),
     "the nodes here have one secret, and tokens: no cookie has an age, no 401 of the origin is false": (
         "reader-401-expected-by-any-event",
         "reader-401-revived-by-identity",
