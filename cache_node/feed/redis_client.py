@@ -22,8 +22,8 @@ from cache_node.errors import FeedUnavailableError
 from cache_node.feed.scripts import Script
 
 REDIS_ERRORS = (RedisError, OSError, TimeoutError, RuntimeError)
-"""What a call can raise when the server is away, slow, refuses, or answers nonsense.  RuntimeError is uvloop's: redis-py
-writes into a connection that was reset while it rested, and lets that through."""
+"""What a call can raise when the server is away, slow, refuses, or answers nonsense.  RuntimeError is uvloop's where
+redis-py writes into a connection that was reset while it rested."""
 
 
 def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) -> Redis:

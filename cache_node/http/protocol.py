@@ -375,6 +375,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:
-    """Its application is told that the client is gone, and may write no more."""
+    """Its application is told that the client is gone, and may write no more, not even `100 Continue`."""
     cycle.disconnected = True
+    cycle.waiting_for_100_continue = False
     cycle.message_event.set()

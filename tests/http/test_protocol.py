@@ -471,6 +471,17 @@ def test_a_broken_body_gets_400(connection: Connection, in_one_read: bool) -> No
     assert not connection.state.tasks
 
 
+def test_nobody_is_told_to_continue_with_a_broken_body(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The application asks for the body when its request has been refused: nothing may follow that, nor be complained
+    of in the log, which anybody could fill."""
+    head, end = BROKEN_BODY
+    expecting = head.replace(b"\r\n\r\n5", b"\r\nExpect: 100-continue\r\n\r\n5")
+    assert_error(connection.send(expecting + end), 400)
+    assert not caplog.messages
+
+
 def test_a_client_whose_large_body_is_broken_may_go_on_sending_too(connection: Connection) -> None:
     head, end = BROKEN_BODY
     assert_error(connection.send(head + b"%x\r\n%b\r\n" % (200_000, b"x" * 200_000) + end), 400)
