@@ -15,13 +15,13 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from cache_node.http.errors import error_body
+from cache_node.http.fast_lane import MOST_JOINED, FastLane
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-    from cache_node.http.fast_lane import FastLane
     from cache_node.http.template import Template
 
 HEAD_BYTES: Final = 65536
@@ -141,7 +141,7 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
             return
         self._parse_alone(data, template)
 
-    def _hear(self, answer: bytes | None) -> None:
+    def _hear(self, head: bytes | None, body: bytes) -> None:
         """What the lane was asked for; None if the parser must have the request."""
         template, self._asked = self._asked, None
         if template is None:  # the connection was lost
@@ -149,19 +149,26 @@ class LimitedHttpToolsProtocol(HttpToolsProtocol):
         late, self._unread = self._unread, b""
         self._answered_at = self._lane.now  # type: ignore[union-attr]  # who asked it
         is_last = self._is_ending and b"\r\n\r\n" not in late
-        if answer is None:
+        if head is None:
             self._parse_alone(template.request, template)
-        elif is_last:
-            head, blank, body = answer.partition(b"\r\n\r\n")
-            self.transport.write(b"%b\r\nconnection: close%b%b" % (head, blank, body))
         else:
-            self._template = None if self._is_ending else template
-            self.transport.write(answer)
+            if is_last:
+                head = head[:-2] + b"connection: close\r\n\r\n"
+            elif not self._is_ending:
+                self._template = template
+            self._write(head, body)
         if late and not is_last:
             self.flow.resume_reading()
             self.data_received(late)
         if self._is_ending:
             super().shutdown()
+
+    def _write(self, head: bytes, body: bytes) -> None:
+        if len(body) <= MOST_JOINED:
+            self.transport.write(head + body)
+        else:
+            self.transport.write(head)
+            self.transport.write(body)
 
     def _parse_alone(self, data: bytes, template: Template | None) -> None:
         """A read for the parser, and what it leaves behind for the next one; `template` did not fit it."""

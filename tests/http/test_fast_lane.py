@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_node.feed.events import Event
-from cache_node.http.fast_lane import LOOK_EVERY, RENDERED_SECONDS
+from cache_node.http.fast_lane import LOOK_EVERY, MOST_JOINED, RENDERED_SECONDS
 from cache_node.http.protocol import KEEP_ALIVE_SECONDS
 from cache_node.http.template import MOST_KNOWN, MOST_KNOWN_BYTES, Template
 from cache_node.http.whoami import Whoami
@@ -721,6 +721,29 @@ def test_the_origin_is_asked_with_what_the_client_presents(
         both.ask(request(line.format(f"stranger-{number}")))
     assert len(presented[0]) == 3
     assert presented[0] == presented[1]
+
+
+@pytest.mark.parametrize("beyond", [-1000, 1])
+def test_a_large_body_is_there_once_for_all_its_clients(both: Both, beyond: int) -> None:
+    """Cold, from memory, from Redis: a client that does not read it keeps it waiting, and no copy of it."""
+    for side in both.sides:
+        side.node.origin.add("large", "session-4", "identity-4")
+        side.node.origin.padding_bytes = MOST_JOINED + beyond
+    written: list[object] = []
+    transport = both.fast.connection.transport
+    write = transport.write
+    transport.write = lambda data: (written.append(data), write(data))[1]  # type: ignore[method-assign]
+    large = request("X-Session-Token: large")
+
+    assert b"detail=cold" in both.ask(large)
+    assert b"detail=memory" in both.ask(large)
+    for side in both.sides:
+        Redis(side)
+    assert b"detail=redis" in both.ask(large)
+    assert b"detail=memory" in both.ask(large)
+    bodies = [data for data in written if isinstance(data, bytes) and data.startswith(b"{")]
+    assert len(bodies) == (4 if beyond > 0 else 0)
+    assert len({id(body) for body in bodies}) == (2 if beyond > 0 else 0), "from the origin, and from Redis"
 
 
 @pytest.mark.parametrize("is_known", [True, False])
