@@ -29,7 +29,8 @@ BODY_SHARE = 1 / 16
 
 
 class Refusal(Node, gc=False):
-    """A 401 for a presented credential, believed.  `until` is a reading of the steady clock."""
+    """A 401 for a presented credential, believed; or the mark that the origin's newest word is nothing to keep, whose
+    `until` is over.  `until` is a reading of the steady clock."""
 
     body: bytes
     head: bytes

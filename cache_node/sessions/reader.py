@@ -136,7 +136,7 @@ class Reader:
         found = self._look_in_memory(name, wants)  # 3
         if isinstance(found, Answer):
             return found
-        # Where the origin has refused, what Redis may still hold from before is not asked: it could not be taken away.
+        # Where the origin has said otherwise, what Redis may still hold from before is not asked for.
         ask_origin = wants.no_cache or self._memory.get_refusal(name) is not None
         while True:  # 4
             outcome, joined_before_read = await self._flights.join(
@@ -367,7 +367,7 @@ class Reader:
             # The newest word of the origin is not an entry: an older one must not be given in its place.  A node
             # without a position has none, and leaves its neighbours theirs.
             if answer.status in _ABOUT_THE_CREDENTIAL and answer.believed and as_of is not None:
-                self._forget(keys)
+                self._forget(keys, answer)
             return FromOrigin(answer)
         if not (self._fence.admits(entry) and self._lease.holds()):
             self.counts["rejected_fills"] += 1
@@ -376,13 +376,13 @@ class Reader:
             self._redis.put(keys[0], entry)
             self._redis.release(keys[0], is_kept=True)
         else:
-            self._forget(keys)
+            self._forget(keys, answer)
         return FromOrigin(answer, entry=entry)
 
     def _store_refusal(self, keys: tuple[Key, ...], as_of: Position | None, answer: OriginAnswer) -> Outcome:
         # Where it contradicts what the feed proves unchanged, and is believed, an event was missed.
         self.counts["missed_events"] += self._admitted(keys[0].name) is not None
-        self._forget(keys)
+        self._forget(keys, answer)
         if answer.header(b"set-cookie") is not None:
             return FromOrigin(answer)
         refusal = Refusal(
@@ -402,8 +402,10 @@ class Reader:
         facts = self._memory.facts_of(name) if entry is None else entry.facts
         return facts is not None and self._fence.is_gone(facts)
 
-    def _forget(self, keys: tuple[Key, ...]) -> None:
-        self._memory.discard(keys[0].name)
+    def _forget(self, keys: tuple[Key, ...], answer: OriginAnswer) -> None:
+        """What was known, for an answer that is nothing to keep.  In its place stays a refusal that is none to give: as
+        long as it does, Redis is not asked, from where the older word could come back before it is gone there."""
+        self._memory.put_refusal(keys[0].name, Refusal(b"", b"", answer.fetched_at, float("-inf"), None))
         for key in keys:  # under an older secret it would be found again
             self._redis.discard(key)
 

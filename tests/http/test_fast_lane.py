@@ -732,7 +732,12 @@ def test_a_large_body_is_there_once_for_all_its_clients(both: Both, beyond: int)
     written: list[object] = []
     transport = both.fast.connection.transport
     write = transport.write
-    transport.write = lambda data: (written.append(data), write(data))[1]  # type: ignore[method-assign]
+
+    def recorded(data: bytes | bytearray | memoryview) -> None:
+        written.append(data)
+        write(data)
+
+    transport.write = recorded  # type: ignore[method-assign]
     large = request("X-Session-Token: large")
 
     assert b"detail=cold" in both.ask(large)

@@ -14,6 +14,7 @@ from cache_node.errors import OriginUnavailableError
 from cache_node.feed.events import Event, EventType
 from cache_node.sessions.answer import Wants
 from cache_node.sessions.credential import Credential
+from cache_node.sessions.entry import Entry
 from cache_node.sessions.origin import OriginAnswer
 from cache_node.sessions.reader import REFUSAL_SECONDS
 from tests.fakes import (
@@ -360,6 +361,39 @@ async def test_what_could_not_be_taken_away_from_redis_does_not_come_back() -> N
     node.clock.advance(1.0)
     await node.follow()
     assert (await node.read("token")).status == 401
+
+
+def forbidden(node: ScriptedNode) -> None:
+    node.origin.status = 403
+
+
+def another_cookie(node: ScriptedNode) -> None:
+    node.origin.set_cookie = True
+
+
+def too_large(node: ScriptedNode) -> None:
+    node.origin.padding_bytes = node.memory.max_body_bytes
+
+
+@pytest.mark.parametrize("contradict", [forbidden, another_cookie, too_large])
+async def test_what_the_origin_said_last_is_not_followed_by_what_redis_still_holds(
+    contradict: Callable[[ScriptedNode], None],
+) -> None:
+    """An answer that nobody keeps has no event: the entry from before is gone from Redis a moment later, or never."""
+    node = await following_node()
+    await node.read("token")
+    kept = dict(node.redis.stored)
+    contradict(node)
+    newest = await node.read("token", NO_CACHE)
+    node.redis.stored |= kept
+    tell: list[Entry | None] = []
+
+    assert not node.reader.look_up(node.keys.derive(Credential("token", b"token")), tell.append)
+    again = await node.read("token")
+    assert (again.status, again.tier) == (newest.status, "origin")
+    node.origin.down = True
+    with pytest.raises(OriginUnavailableError):
+        await node.read("token")
 
 
 # Whether a 401 was expected -------------------------------------------------------------------------------------------
