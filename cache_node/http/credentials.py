@@ -20,7 +20,8 @@ _TOKEN = re.compile(rb"[\x21-\x7e]{1,4096}")
 _COOKIE_VALUE = re.compile(rb"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]{1,4096}")
 # Go's net/http sees no cookie at all when there are more than 3,000.
 _MOST_COOKIES = 1000
-_GO_SPACE = b" \t\r\n"
+GO_SPACE = b" \t\r\n"
+"""What Go's net/http trims from a cookie's name and value."""
 
 
 class NoCredential(enum.Enum):
@@ -92,8 +93,8 @@ def _values_of(session_cookie: bytes, pairs: list[bytes]) -> list[bytes]:
     # As Go's net/http readCookies, except that values it would skip are kept: they make the request mixed.
     values = []
     for pair in pairs:
-        name, _, value = pair.strip(_GO_SPACE).partition(b"=")
-        if name.strip(_GO_SPACE) == session_cookie:
+        name, _, value = pair.strip(GO_SPACE).partition(b"=")
+        if name.strip(GO_SPACE) == session_cookie:
             quoted = len(value) > 1 and value[0] == value[-1] == ord('"')
             values.append(value[1:-1] if quoted else value)
     return values

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from cache_node.http.credentials import extract
+from cache_node.http.credentials import GO_SPACE, extract
 from cache_node.http.plain import is_plain
 from cache_node.sessions.credential import Credential
 
@@ -216,7 +216,7 @@ def _offset(name: bytes, value: bytes, credential: Credential) -> int | None:
     start = 0
     for pair in value.split(b";") if name == b"cookie" else ():
         cookie, _, content = pair.partition(b"=")
-        if cookie.strip() == credential.cookie_name.encode("latin-1"):
+        if cookie.strip(GO_SPACE) == credential.cookie_name.encode("latin-1"):
             return start + len(cookie) + 1 if content == credential.value else None
         start += len(pair) + 1
     return None
