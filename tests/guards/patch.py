@@ -81,12 +81,17 @@ def apply_patch(patch: Patch, copy: Path) -> None:
             compiled.unlink()
 
 
+def why_stale(patch: Patch, checkout: Path) -> str:
+    """What git says against applying it there, which is not done; empty while it fits."""
+    return _git_apply(patch, checkout, "--check")
+
+
 def renew_patch(patch: Patch, copy: Path) -> bool:
     """Write the patch anew if only its context has changed; False where it is as it should be.
 
     Raises PatchError if the guard itself has changed: then somebody must look for it.
     """
-    if not _git_apply(patch, copy, "--check"):
+    if not why_stale(patch, copy):
         return False
     before = {target: (copy / target).read_text() for target in patch.targets}
     words = _git_apply(patch, copy, "-C0")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.guards import __main__ as commands
 from tests.guards.histories import UNNOTICED, is_of_the_world
-from tests.guards.patch import Patch, PatchError, read_patch, renew_patch
+from tests.guards.patch import Patch, PatchError, read_patch, renew_patch, why_stale
 from tests.guards.races import RACES, Guarantee, read_guarantees, uncovered_guarantees, uncovered_races
 from tests.guards.run import Outcome, run_unpatched, run_without
 from tests.guards.verdict import judge
@@ -209,6 +209,14 @@ def test_every_patch_here_can_be_read() -> None:
     guarantees = read_guarantees((FOLDER.parents[1] / "README.md").read_text())
     assert guarantees
     assert uncovered_guarantees(guarantees, patches) == []
+
+
+@pytest.mark.process
+def test_every_patch_here_applies() -> None:
+    """Else what it removes has moved: `python -m tests.guards --renew` writes it anew, or says what is gone."""
+    patches = [read_patch(path) for path in sorted(FOLDER.glob("*.patch"))]
+    stale = {patch.name: words for patch in patches if (words := why_stale(patch, FOLDER.parents[1]))}
+    assert stale == {}
 
 
 # What random histories must notice ------------------------------------------------------------------------------------
