@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks import report
 from cache_node.sessions.hedged_lru import GHOST_BYTES
 from cache_node.sessions.memory_tier import GHOSTS_SHARE, REFUSAL_SHARE, SUBJECT_SHARE, MemoryTier
+from tests.command_lines import at_least_one
 from tests.contract.test_tiers import entry
 
 SESSIONS = 20_000
@@ -245,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = report.parser("evict", __doc__)
     parser.add_argument(
-        "--reads", type=int, default=200_000, help="of a trace (default: 200,000); --seconds has no part"
+        "--reads", type=at_least_one, default=200_000, help="of a trace (default: 200,000); --seconds has no part"
     )
     parser.add_argument("--seed", type=int, default=1)
     return bench(parser.parse_args(arguments))

@@ -40,6 +40,7 @@ from cache_node.feed.registry import Membership
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sources.publisher import AsyncPublisher
+from tests.command_lines import at_least, at_least_one
 from tests.waiting import eventually
 
 MILLION = 1_000_000
@@ -397,10 +398,13 @@ def parser() -> argparse.ArgumentParser:
     made = report.parser("feed", __doc__, seconds=5.0)
     made.add_argument("--cases", nargs="+", default=[*CASES], choices=CASES)
     made.add_argument(
-        "--events", type=int, default=200_000, help="to apply and replay, in whole thousands (default: 200,000)"
+        "--events",
+        type=at_least(1000, 1000),
+        default=200_000,
+        help="to apply and replay, in whole thousands (default: 200,000)",
     )
-    made.add_argument("--nodes", type=int, default=8, help="default: 8")
-    made.add_argument("--rate", type=int, default=1000, help="events a second that they hear (default: 1,000)")
+    made.add_argument("--nodes", type=at_least_one, default=8, help="default: 8")
+    made.add_argument("--rate", type=at_least_one, default=1000, help="events a second that they hear (default: 1,000)")
     return made
 
 

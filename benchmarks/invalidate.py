@@ -28,6 +28,7 @@ from benchmarks.watching import Watcher, watcher
 from cache_node.environment import PublisherSettings
 from cache_node.sources.publisher import AsyncPublisher
 from loadtest.results import percentile
+from tests.command_lines import at_least_one
 
 RATES = (1, 100, 1000)
 WATCHED_PER_SECOND = 10
@@ -176,8 +177,8 @@ async def bench(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = report.parser("invalidate", __doc__, seconds=10.0)
-    made.add_argument("--nodes", type=int, default=8, help="default: 8")
-    made.add_argument("--rates", nargs="+", type=int, default=RATES, help="events a second")
+    made.add_argument("--nodes", type=at_least_one, default=8, help="default: 8")
+    made.add_argument("--rates", nargs="+", type=at_least_one, default=RATES, help="events a second")
     return made
 
 

@@ -24,6 +24,7 @@ from benchmarks.servers import ORIGIN_PORT, SERVERS, compiled, python_app
 from benchmarks.sessions import body_of, token_of
 from loadtest.charts import Chart, Series, standalone
 from loadtest.results import percentile
+from tests.command_lines import at_least_one
 
 RATES = (500, 1000, 2000, 4000, 8000, 16000, 24000, 32000, 48000, 64000, 96000)
 CONNECTIONS = 64
@@ -116,7 +117,7 @@ async def bench(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = report.parser("latency", __doc__)
-    parser.add_argument("--rates", nargs="+", type=int, default=RATES)
+    parser.add_argument("--rates", nargs="+", type=at_least_one, default=RATES)
     parser.add_argument("--servers", nargs="+", default=[*COLOURS], choices=SERVERS)
     return report.run(bench(parser.parse_args(arguments)))
 

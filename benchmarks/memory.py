@@ -45,6 +45,7 @@ from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sessions.sealing import seal
 from cache_node.sources.publisher import AsyncPublisher
 from loadtest.results import percentile
+from tests.command_lines import at_least_one
 from tests.e2e.processes import SECRET
 
 FEW = 1000
@@ -287,15 +288,17 @@ async def bench(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = report.parser("memory", __doc__, rounds=1, seconds=8.0)
-    made.add_argument("--entries", type=int, default=1_000_000, help="default: 1,000,000")
-    made.add_argument("--fill", type=int, metavar="N", help="only fill a tier with so many, and print the bytes each")
+    made.add_argument("--entries", type=at_least_one, default=1_000_000, help="default: 1,000,000")
+    made.add_argument(
+        "--fill", type=at_least_one, metavar="N", help="only fill a tier with so many, and print the bytes each"
+    )
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     options = parser().parse_args(arguments)
-    if options.fill:
+    if options.fill is not None:
         print(fill(options.fill))
         return 0
     return report.run(bench(options))

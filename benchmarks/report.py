@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_node.errors import CacheNodeError
+from tests.command_lines import above_zero, at_least_one
 from tests.waiting import NotInTimeError
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,17 +32,10 @@ def parser(name: str, about: str | None, *, rounds: int = 3, seconds: float = 2.
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--rounds", type=_at_least_one, default=rounds, help=f"default: {rounds}")
-    made.add_argument("--seconds", type=float, default=seconds, help=f"of each measurement (default: {seconds:g})")
+    made.add_argument("--rounds", type=at_least_one, default=rounds, help=f"default: {rounds}")
+    made.add_argument("--seconds", type=above_zero, default=seconds, help=f"of each measurement (default: {seconds:g})")
     made.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     return made
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
 
 
 def run(measured: Coroutine[Any, Any, int]) -> int:

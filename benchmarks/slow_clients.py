@@ -21,6 +21,7 @@ import uvloop
 
 from benchmarks.asking import Asker
 from cache_node.demo.origin import DemoOrigin
+from tests.command_lines import at_least, at_least_one
 from tests.e2e.processes import ServeProcess
 from tests.waiting import eventually
 
@@ -102,8 +103,8 @@ async def measure(rounds: int, requests: int) -> dict[str, list[float]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and judge; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slow_clients", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=8000, help="a round and case (default: 8000)")
+    parser.add_argument("--rounds", type=at_least_one, default=5)
+    parser.add_argument("--requests", type=at_least(CONNECTIONS), default=8000, help="a round and case (default: 8000)")
     options = parser.parse_args(arguments)
     took = asyncio.run(measure(options.rounds, options.requests))
     ratios = {}

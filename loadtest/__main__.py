@@ -38,7 +38,13 @@ _Urls = tuple[str, str]
 )
 @click.option("--users", default=200, show_default=True, type=click.IntRange(min=3))
 @click.option("--revocations-per-second", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True))
-@click.option("--max-staleness", default=2.0, show_default=True, help="The nodes' setting, in seconds.")
+@click.option(
+    "--max-staleness",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="The nodes' setting, in seconds.",
+)
 @click.option("--faults/--no-faults", default=True, show_default=True, help="Take Valkey and a node away.")
 @click.option("--seed", type=int, help="Of what the users choose; their timing is not repeated.")
 @click.option("--report", default=Path("loadtest/report.html"), show_default=True, type=click.Path(path_type=Path))

@@ -113,6 +113,34 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert "hit latency miss" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("hit --rounds 0", "--rounds: must be a whole number, at least 1, not '0'"),
+        ("hit --rounds two", "--rounds: must be a whole number, at least 1, not 'two'"),
+        ("miss --seconds 0", "--seconds: must be a number above 0, not '0'"),
+        ("miss --seconds nan", "--seconds: must be a number above 0, not 'nan'"),
+        ("latency --rates 500 0", "--rates: must be a whole number, at least 1, not '0'"),
+        ("invalidate --rates 0", "--rates: must be a whole number"),
+        ("invalidate --nodes 0", "--nodes: must be a whole number"),
+        ("feed --nodes 0", "--nodes: must be a whole number"),
+        ("feed --rate 0", "--rate: must be a whole number"),
+        ("feed --events 10 --cases apply", "--events: must be a multiple of 1000, at least 1000, not '10'"),
+        ("feed --events 1500", "--events: must be a multiple of 1000, at least 1000, not '1500'"),
+        ("evict --reads 0", "--reads: must be a whole number"),
+        ("memory --entries 0", "--entries: must be a whole number"),
+        ("memory --fill 0", "--fill: must be a whole number"),
+        ("slow_clients --requests 3", "--requests: must be a whole number, at least 4, not '3'"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is started, with words that say which would."""
+    with pytest.raises(SystemExit) as ended:
+        bench.main(arguments.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_all_run_though_some_fail_or_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in its turn, with its defaults; the worst of their statuses is that of all."""
     asked: list[tuple[str, Sequence[str]]] = []

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.command_lines import at_least_one
 from tests.guards.histories import WORLD, is_of_the_world, play_without, why_unnoticed
 from tests.guards.patch import Patch, PatchError, copy_checkout, read_patch, renew_patch
 from tests.guards.races import RACES, read_guarantees, uncovered_guarantees, uncovered_races
@@ -22,7 +23,7 @@ CHECKOUT = FOLDER.parents[1]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guards", description=__doc__)
-    parser.add_argument("-j", "--jobs", type=int, default=2, help="copies tested at once (default: 2)")
+    parser.add_argument("-j", "--jobs", type=at_least_one, default=2, help="copies tested at once (default: 2)")
     parser.add_argument("-v", "--verbose", action="store_true", help="say how each removed guard was caught")
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="part of a file name, race or test")
     parser.add_argument(

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from cache_node.embedded import EmbeddedValkey
+from tests.command_lines import at_least_one
 from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
 from tests.histories.scenes import Histories
@@ -57,7 +58,7 @@ def run(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.histories", description=__doc__)
-    parser.add_argument("--steps", type=int, default=10_000, help="how many at least (default: 10000)")
+    parser.add_argument("--steps", type=at_least_one, default=10_000, help="how many at least (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first round, then the next ones (default: 0)")
     parser.add_argument(
         "--first", action="store_true", help="show the first failing history as it is, not the shortest"

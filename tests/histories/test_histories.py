@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cache_node.embedded import EmbeddedValkey
-from tests.histories.__main__ import run
+from tests.histories.__main__ import main, run
 from tests.histories.machine import TOTALS
 from tests.histories.real import RealHistories
 
@@ -37,3 +37,10 @@ def test_no_history_on_a_real_server_breaks_a_promise() -> None:
     assert TOTALS["steps"] >= STEPS_ON_A_VALKEY
     for what in ("memory", "redis", "published"):
         assert TOTALS[what] > 10, dict(TOTALS)
+
+
+def test_no_steps_are_no_history(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--steps", "0"])
+    assert ended.value.code == 2
+    assert "--steps: must be a whole number, at least 1, not '0'" in capsys.readouterr().err

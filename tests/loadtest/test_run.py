@@ -127,6 +127,7 @@ async def test_without_an_origin_it_could_not_run(tmp_path: Path) -> None:
         (("--report", "no-such-folder/report.html"), "no folder"),
         (("--report", "loadtest"), "is a folder"),
         (("--seconds", "nan"), "finite"),
+        (("--max-staleness", "0"), "not in the range"),
         (("--node", "http://user:secret@127.0.0.1:1", NOWHERE, "--origin", NOWHERE, NOWHERE), "without user name"),
     ],
     ids=[
@@ -135,6 +136,7 @@ async def test_without_an_origin_it_could_not_run(tmp_path: Path) -> None:
         "no folder for the report",
         "a folder as report",
         "no number",
+        "no time",
         "a password in a URL",
     ],
 )
