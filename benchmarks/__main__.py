@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from benchmarks.report import progress
+from tests.command_lines import exit_status
 
 NAMES = ("hit", "latency", "miss", "invalidate", "feed", "evict", "memory", "slow_clients")
 
@@ -27,4 +28,4 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks import report
 from cache_node.sessions.hedged_lru import GHOST_BYTES
 from cache_node.sessions.memory_tier import GHOSTS_SHARE, REFUSAL_SHARE, SUBJECT_SHARE, MemoryTier
-from tests.command_lines import at_least_one
+from tests.command_lines import at_least_one, exit_status
 from tests.contract.test_tiers import entry
 
 SESSIONS = 20_000
@@ -253,4 +253,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

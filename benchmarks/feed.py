@@ -40,7 +40,7 @@ from cache_node.feed.registry import Membership
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sources.publisher import AsyncPublisher
-from tests.command_lines import at_least, at_least_one
+from tests.command_lines import at_least, at_least_one, exit_status
 from tests.waiting import eventually
 
 MILLION = 1_000_000
@@ -414,4 +414,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -22,6 +22,7 @@ from benchmarks.checks import check
 from benchmarks.load import Load, run_wrk_list
 from benchmarks.servers import ORIGIN_PORT, SERVERS, Server, python_app
 from benchmarks.sessions import BODY_BYTES, COOKIE_NAME, body_of, cookie_of, token_of
+from tests.command_lines import exit_status
 
 _BROWSER = {
     "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
@@ -182,4 +183,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

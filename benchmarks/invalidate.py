@@ -28,7 +28,7 @@ from benchmarks.watching import Watcher, watcher
 from cache_node.environment import PublisherSettings
 from cache_node.sources.publisher import AsyncPublisher
 from loadtest.results import percentile
-from tests.command_lines import at_least_one
+from tests.command_lines import at_least_one, exit_status
 
 RATES = (1, 100, 1000)
 WATCHED_PER_SECOND = 10
@@ -188,4 +188,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -24,7 +24,7 @@ from benchmarks.servers import ORIGIN_PORT, SERVERS, compiled, python_app
 from benchmarks.sessions import body_of, token_of
 from loadtest.charts import Chart, Series, standalone
 from loadtest.results import percentile
-from tests.command_lines import at_least_one
+from tests.command_lines import at_least_one, exit_status
 
 RATES = (500, 1000, 2000, 4000, 8000, 16000, 24000, 32000, 48000, 64000, 96000)
 CONNECTIONS = 64
@@ -123,4 +123,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -25,7 +25,7 @@ def sleeper(core: int) -> Iterator[list[float]]:
     overslept: list[float] = []
     with (
         pinned(core),
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0) as process,
     ):
         try:
             if process.stdout is not None:

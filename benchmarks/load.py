@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from benchmarks.servers import LOAD_CORE, pinned, tool
+from benchmarks.servers import beside_the_load, tool
 from cache_node.errors import CacheNodeError
 from cache_node.sessions.origin import WHOAMI_PATH
 
@@ -67,11 +67,9 @@ async def run_wrk(
     ]
     for header, value in headers.items():
         how += ["-H", f"{header}: {value}"]
-    with pinned(LOAD_CORE):
-        process = await asyncio.create_subprocess_exec(
-            tool("wrk", "wrk"), *how, "--", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-    output = (await process.communicate())[0].decode(errors="replace")
+    pipe, same = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+    async with beside_the_load(tool("wrk", "wrk"), *how, "--", *arguments, stdout=pipe, stderr=same) as process:
+        output = (await process.communicate())[0].decode(errors="replace")
     last = output.rstrip().rpartition("\n")[2]
     if process.returncode or not last.startswith("{"):
         raise BadAnswerError(f"wrk at {url}: {output}")
@@ -118,9 +116,8 @@ async def run_open_loop(
     arguments = [str(parts.port), str(rate), str(seconds), str(connections)]
     request = f"GET {WHOAMI_PATH} HTTP/1.1\r\nHost: {parts.netloc}\r\nX-Session-Token: {token}\r\n\r\n"
     pipe = asyncio.subprocess.PIPE
-    with pinned(LOAD_CORE):
-        process = await asyncio.create_subprocess_exec(binary, *arguments, stdin=pipe, stdout=pipe, stderr=pipe)
-    output, errors = await process.communicate(request.encode())
+    async with beside_the_load(binary, *arguments, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        output, errors = await process.communicate(request.encode())
     took = array("f", output).tolist()
     if process.returncode or any(seconds < 0 for seconds in took):
         raise BadAnswerError(f"{url} at {rate:g}/s: {errors.decode(errors='replace') or 'an answer was not 200'}")

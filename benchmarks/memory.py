@@ -16,7 +16,6 @@ import contextlib
 import gc
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,17 @@ from benchmarks import report
 from benchmarks.checks import check
 from benchmarks.lateness import sleeper
 from benchmarks.load import OPEN_LOOP, BadAnswerError, run_open_loop, run_wrk_fresh
-from benchmarks.servers import SERVER_CORE, Server, compiled, floor, node, origin_count, pinned_valkey, python_app
+from benchmarks.servers import (
+    SERVER_CORE,
+    Server,
+    beside_the_load,
+    compiled,
+    floor,
+    node,
+    origin_count,
+    pinned_valkey,
+    python_app,
+)
 from benchmarks.sessions import BODY_BYTES, body_of, ids_of, token_of
 from cache_node.environment import PublisherSettings
 from cache_node.errors import CacheNodeError
@@ -45,7 +54,7 @@ from cache_node.sessions.memory_tier import MemoryTier
 from cache_node.sessions.sealing import seal
 from cache_node.sources.publisher import AsyncPublisher
 from loadtest.results import percentile
-from tests.command_lines import at_least_one
+from tests.command_lines import at_least_one, exit_status
 from tests.e2e.processes import SECRET
 
 FEW = 1000
@@ -112,13 +121,14 @@ def _copied(value: bytes) -> bytes:
     return bytes(bytearray(value))
 
 
-def filled_elsewhere(entries: int) -> float:
+async def filled_elsewhere(entries: int) -> float:
     """`fill` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--fill", str(entries)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
+    async with beside_the_load(*command, stdout=asyncio.subprocess.PIPE) as process:
+        output, _ = await process.communicate()
+    if process.returncode:
         raise CacheNodeError("could not fill a memory tier")
-    return float(done.stdout)
+    return float(output)
 
 
 async def write_sealed(valkey: Server, entries: int) -> None:
@@ -135,6 +145,7 @@ async def write_sealed(valkey: Server, entries: int) -> None:
                 sealed = seal(key, entry_of(number, body_of(token) or b"", as_of))
                 batch.set(names.entry(key.name), sealed, ex=int(LIFETIME_SECONDS))
             batch.execute()
+            await asyncio.sleep(0)  # an interrupt comes in here
             if (first - 1) % PROGRESS_ENTRIES == 0:
                 report.progress(f"{first - 1} of {entries} written into Valkey")
 
@@ -184,11 +195,10 @@ class Inserting:
         first = waits.inserted % self._entries
         left = self._entries - first
         with sleeper(SERVER_CORE) as overslept:
-            probing = asyncio.gather(self._probe(server), self._probe(self._floor))
-            load = await run_wrk_fresh(
+            inserting = run_wrk_fresh(
                 server.url, self._seconds, 1 + first, left, body_bytes=BODY_BYTES, connections=INSERTING_READERS
             )
-            hits, answers = await probing
+            load, hits, answers = await asyncio.gather(inserting, self._probe(server), self._probe(self._floor))
         waits.add(min(load.requests, left), hits, answers, overslept)
         report.progress(f"room for {room}: {waits.inserted} inserted")
 
@@ -270,7 +280,7 @@ async def measure_waits(options: argparse.Namespace) -> dict[int, list[Waits]]:
 
 async def bench(options: argparse.Namespace) -> int:
     """Measure, print, write, and judge; returns the exit status."""
-    each = [filled_elsewhere(options.entries) for _ in range(options.rounds)]
+    each = [await filled_elsewhere(options.entries) for _ in range(options.rounds)]
     print(f"\n{options.entries} entries take {report.spread(each)} bytes each beyond body and headers", flush=True)
     waits = await measure_waits(options)
     heads = ["room for", "inserted", *(f"{name} {shown}" for name in ("hit", "floor", "asleep") for shown in SHARES)]
@@ -305,4 +315,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

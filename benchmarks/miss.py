@@ -28,6 +28,7 @@ from benchmarks.servers import Server, node, origin_count, pinned_valkey, python
 from benchmarks.sessions import BODY_BYTES, body_of, token_of
 from cache_node.errors import CacheNodeError
 from cache_node.sessions.origin import WHOAMI_PATH
+from tests.command_lines import exit_status
 from tests.waiting import eventually
 
 READERS = 32
@@ -273,4 +274,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

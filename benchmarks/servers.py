@@ -5,6 +5,7 @@ A child inherits the cores of the process that starts it (what taskset does), so
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -94,6 +95,23 @@ def pinned(core: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.asynccontextmanager
+async def beside_the_load(
+    *command: str, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program on the core of the load, which ends with the block.  A Ctrl-C in the terminal is for us to act on."""
+    with pinned(LOAD_CORE):
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=CHECKOUT, stdin=stdin, stdout=stdout, stderr=stderr, process_group=0
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def move(server: Server, *cores: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import signal
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ import uvloop
 
 from benchmarks.asking import Asker
 from cache_node.demo.origin import DemoOrigin
-from tests.command_lines import at_least, at_least_one
+from tests.command_lines import at_least, at_least_one, exit_status
 from tests.e2e.processes import ServeProcess
 from tests.waiting import eventually
 
@@ -49,7 +50,8 @@ async def keep_half_sent(address: tuple[str, int]) -> None:
 
 
 def run_slow_clients(address: tuple[str, int]) -> None:
-    """In a process of its own, so that their work is not the timed client's."""
+    """In a process of its own, so that their work is not the timed client's; who started it ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     uvloop.run(keep_half_sent(address))
 
 
@@ -119,4 +121,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from benchmarks.load import BadAnswerError
-from benchmarks.servers import CHECKOUT, LOAD_CORE, Server, pinned
+from benchmarks.servers import Server, beside_the_load
 from cache_node.sessions.origin import WHOAMI_PATH
 
 PAUSE_SECONDS = 0.001
@@ -54,16 +54,8 @@ async def watcher(nodes: Sequence[Server], *, give_up_seconds: float = 10.0) -> 
     """One that asks these nodes, on the core of the load; a token is given up after so long."""
     pipe = asyncio.subprocess.PIPE
     command = ["-m", "benchmarks.watching", str(give_up_seconds), *(str(node.port) for node in nodes)]
-    with pinned(LOAD_CORE):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, cwd=CHECKOUT, stdin=pipe, stdout=pipe, stderr=pipe
-        )
-    try:
+    async with beside_the_load(sys.executable, *command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         yield Watcher(process)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 class _Node:

@@ -243,8 +243,8 @@ async def test_without_a_kratos_the_rest_is_judged(
     assert [holds for _, holds in verdicts] == [True, True]
 
 
-def test_a_filled_tier_costs_more_than_its_bodies() -> None:
-    assert 100 < memory.filled_elsewhere(5000) < 350
+async def test_a_filled_tier_costs_more_than_its_bodies() -> None:
+    assert 100 < await memory.filled_elsewhere(5000) < 350
 
 
 def waits(latest_hit: float, latest_answer: float, usual: float = 0.001) -> memory.Waits:

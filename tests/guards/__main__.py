@@ -4,18 +4,19 @@ all; with `--histories` those that random histories notice."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.command_lines import at_least_one
+from tests.command_lines import at_least_one, exit_status
 from tests.guards.histories import WORLD, is_of_the_world, play_without, why_unnoticed
 from tests.guards.patch import Patch, PatchError, copy_checkout, read_patch, renew_patch
 from tests.guards.races import RACES, read_guarantees, uncovered_guarantees, uncovered_races
-from tests.guards.run import run_unpatched, run_without
+from tests.guards.run import end_all, run_unpatched, run_without
 
 FOLDER = Path(__file__).parent
 CHECKOUT = FOLDER.parents[1]
@@ -53,7 +54,7 @@ def _run(chosen: Sequence[Patch], snapshot: Path, jobs: int, verbose: bool) -> b
     broken = run_unpatched(chosen, snapshot)
     _say(broken)
     caught = 0
-    with ThreadPoolExecutor(jobs) as pool:
+    with _pool(jobs) as pool:
         for patch, outcome in zip(chosen, pool.map(lambda p: run_without(p, snapshot), chosen), strict=True):
             caught += outcome.kind == "caught"
             _say([f"{outcome.kind:<8} {patch.name}  {patch.race}  {patch.test}  {outcome.seconds:.1f} s"])
@@ -69,7 +70,7 @@ def _play(chosen: Sequence[Patch], snapshot: Path, jobs: int) -> bool:
         _say([f"ERROR    no patch that matches changes any of {', '.join(WORLD)}"])
         return False
     started, rows, wrong = time.monotonic(), [], 0
-    with ThreadPoolExecutor(jobs) as pool:
+    with _pool(jobs) as pool:
         for patch, outcome in zip(chosen, pool.map(lambda p: play_without(p, snapshot), chosen), strict=True):
             why = why_unnoticed(patch)
             is_right = outcome.kind == ("caught" if why is None else "MISSED")
@@ -82,6 +83,17 @@ def _play(chosen: Sequence[Patch], snapshot: Path, jobs: int) -> bool:
     _say(["", *(line for _, line in sorted(rows))])
     _say([f"{len(rows) - wrong} of {len(rows)} as they should be, in {time.monotonic() - started:.0f} s"])
     return not wrong
+
+
+@contextlib.contextmanager
+def _pool(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
 
 
 def _renew(chosen: Sequence[Patch], snapshot: Path) -> bool:
@@ -130,4 +142,4 @@ def _say(lines: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +43,8 @@ _FORKSERVER.set_forkserver_preload(
         "uvicorn",
     ]
 )
+
+_ENDED = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,13 @@ def run_unpatched(patches: Sequence[Patch], checkout: Path) -> list[str]:
     return lines or [f"ERROR    with all guards in place the tests do not run: {run.last_words}"]
 
 
+def end_all() -> None:
+    """Kill the tests under way in all threads; what would begin later ends at once."""
+    _ENDED.set()
+    for process in multiprocessing.active_children():
+        _kill(process)
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     status: int | None
@@ -105,19 +116,24 @@ def _pytest(tests: Sequence[str], copy: Path, options: Sequence[str], seconds: f
     process = _FORKSERVER.Process(target=_run_in_copy, args=(copy, verdict, output, ended, arguments))
     process.start()
     try:
-        process.join(seconds)
+        process.join(0.0 if _ENDED.is_set() else seconds)
         status = process.exitcode
         if status is not None and ended.exists():
             # A start in another thread polls this process too, and of two that do one hears 255 [once in 440 runs].
             status = int(ended.read_text())
     finally:
         if process.exitcode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid or 0, signal.SIGKILL)
+            _kill(process)
             process.join()
     lines = [line.strip() for line in output.read_text().splitlines() if line.strip()] if output.exists() else []
     errors = [line for line in lines if line.startswith(("E  ", "ERROR: "))]  # as pytest marks them
     return _Run(status, read_endings(verdict), " | ".join(errors[-2:] or lines[-1:]))
+
+
+def _kill(process: BaseProcess) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    process.kill()  # it may not lead its group yet
 
 
 def _run_in_copy(copy: Path, verdict: Path, output: Path, ended: Path, arguments: list[str]) -> None:

@@ -6,16 +6,18 @@ import argparse
 import contextlib
 import logging
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from cache_node.embedded import EmbeddedValkey
-from tests.command_lines import at_least_one
-from tests.histories.machine import TOTALS
+from tests.command_lines import at_least_one, exit_status
+from tests.histories.machine import INTERRUPTED, TOTALS
 from tests.histories.real import RealHistories
 from tests.histories.scenes import Histories
 
@@ -56,6 +58,12 @@ def run(
         round_ += 1
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """At the end of the step; the second time at once."""
+    INTERRUPTED.set()
+    signal.signal(number, signal.default_int_handler)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.histories", description=__doc__)
     parser.add_argument("--steps", type=at_least_one, default=10_000, help="how many at least (default: 10000)")
@@ -66,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--valkey", action="store_true", help="on a real Valkey: without failovers, a tenth as fast")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)  # a fault a line, hundreds a second
+    signal.signal(signal.SIGINT, _interrupt)
     with EmbeddedValkey() if options.valkey else contextlib.nullcontext() as valkey:
         if valkey is not None:
             RealHistories.valkey = valkey
@@ -76,4 +85,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -35,6 +36,9 @@ CLIMATES: tuple[tuple[Fault, ...], ...] = (
 TOTALS: Counter[str] = Counter()
 """What has happened in all histories of this process, so that a run can show that something did."""
 
+INTERRUPTED = threading.Event()
+"""Whoever plays is to stop before the next step: in the middle of one that would be a failure, and be played again."""
+
 
 class Steps(RuleBasedStateMachine):
     """What may happen singly."""
@@ -46,14 +50,18 @@ class Steps(RuleBasedStateMachine):
 
     def _do(self, action: Callable[[], Awaitable[object] | None]) -> None:
         """Do it, and let everybody come to a stand."""
+        if INTERRUPTED.is_set():
+            raise KeyboardInterrupt
+        TOTALS["steps"] += 1
+        self._run(action)
 
+    def _run(self, action: Callable[[], Awaitable[object] | None]) -> None:
         async def step() -> None:
             doing = action()
             if doing is not None:
                 await doing
             await self.world.settle()
 
-        TOTALS["steps"] += 1
         self._runner.run(step())
 
     def _begin(self) -> None:
@@ -98,8 +106,8 @@ class Steps(RuleBasedStateMachine):
         try:
             self._do(epilogue)
         finally:
-            self._do(self.world.end)
-        self._runner.close()
+            self._run(self.world.end)
+            self._runner.close()
         TOTALS.update(self.world.counts)
 
     # The session ------------------------------------------------------------------------------------------------------
