@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME [OPTIONS]]`: one benchmark, or all in turn with their defaults."""
+"""`python -m benchmarks [NAME [OPTIONS]]`: one benchmark, or all in turn with their defaults.
+
+NAME --help tells more of one, and its options.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,24 @@ NAMES = ("hit", "latency", "miss", "invalidate", "feed", "evict", "memory", "slo
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: the worst of them."""
-    if arguments and arguments[0] not in NAMES:
-        print(f"there is no benchmark {arguments[0]!r}, only: {' '.join(NAMES)}", file=sys.stderr)
-        return 2
-    if arguments:
-        return _run(arguments[0], arguments[1:])
-    return max([_run(name, ()) for name in NAMES])
+    if not arguments:
+        return max([_run(name, ()) for name in NAMES])
+    name, *options = arguments
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\n" + "\n".join(f"  {each:<13} {_measures(each)}" for each in NAMES))
+        return 0
+    if name in NAMES:
+        return _run(name, options)
+    if name.startswith("-"):
+        print(f"a name must come before {name}, one of: {' '.join(NAMES)}", file=sys.stderr)
+    else:
+        print(f"there is no benchmark {name!r}, only: {' '.join(NAMES)}", file=sys.stderr)
+    return 2
+
+
+def _measures(name: str) -> str:
+    """The first line of its docstring, without the command."""
+    return str(import_module(f"benchmarks.{name}").__doc__).partition("\n")[0].partition(": ")[2]
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:

@@ -150,7 +150,7 @@ def judge(results: Mapping[str, Rounds]) -> report.Verdicts:
         values = ratios(results.get(case, {}), "node", base)
         if values:
             median = statistics.median(values)
-            verdicts.append((f"{case}: {median:.2f} × {base}, at most {limit}", median <= limit))
+            verdicts.append((f"{case}: {median:.3f} × {base}, at most {limit}", median <= limit))
     return verdicts
 
 

@@ -38,9 +38,9 @@ def test_a_promise_is_judged_round_by_round() -> None:
     assert [holds for _, holds in judge(kept)] == [True] * len(PROMISES)
     dear = {case: rounds(node=1.7, floor=1.0, nginx=2.0) for case in ("one", "trace", "thousand")}
     assert [text for text, holds in judge(dear) if not holds] == [
-        "one: 1.70 × floor, at most 1.6",
-        "one: 0.85 × nginx, at most 0.65",
-        "trace: 0.85 × nginx, at most 0.8",
+        "one: 1.700 × floor, at most 1.6",
+        "one: 0.850 × nginx, at most 0.65",
+        "trace: 0.850 × nginx, at most 0.8",
     ]
 
 
@@ -111,6 +111,32 @@ def test_the_machine_is_described_and_not_named() -> None:
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["hits"]) == 2
     assert "hit latency miss" in capsys.readouterr().err
+
+
+def test_options_come_after_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--rounds", "1"]) == 2
+    assert "a name must come before --rounds, one of: hit latency miss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_usage_says_what_each_measures(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([option]) == 0
+    said = capsys.readouterr().out
+    assert "  hit           what a hit costs, beside what else could answer it.\n" in said
+    measures = [line.split(maxsplit=1) for line in said.splitlines() if line.startswith("  ")]
+    assert [name for name, _ in measures] == list(bench.NAMES)
+
+
+@pytest.mark.parametrize(("load", "of_time", "is_said"), [(1.0, True, False), (1.01, True, True), (9.0, False, False)])
+def test_verdicts_of_a_busy_machine_are_said_to_be_so(
+    load: float, of_time: bool, is_said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before they are read; hits in a trace are the same on any."""
+    monkeypatch.setattr(report, "machine", lambda: {"load_average": load})
+    assert report.judged([("fast", False)], of_time=of_time) == 1
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1] == "FAIL fast"
+    assert ["busy" in line for line in lines[:-1]] == [True] * is_said
 
 
 @pytest.mark.parametrize(
@@ -228,6 +254,22 @@ def test_a_miss_is_judged_with_all_that_it_costs(
     verdicts = miss.judge(costs, beside, [1, asked, 1])
     assert len(verdicts) == 3
     assert [text.partition(":")[0].partition(" at ")[0] for text, holds in verdicts if not holds] == broken
+
+
+def test_of_a_miss_that_is_judged_which_was_measured() -> None:
+    costs = {"memory": [cost(5.0, 0.0)], "redis": [cost(30.0, 1.0)]}
+    beside = [Beside([0.001, 0.004], [0.001, 0.004], False)]
+    cases = [miss.judge(costs, [], []), miss.judge({}, beside, []), miss.judge({}, [], [1]), miss.judge({}, [], [])]
+    assert [[text.split()[0] for text, _ in verdicts] for verdicts in cases] == [["redis"], ["cold"], ["1000"], []]
+
+
+async def test_the_crowd_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a Kratos, that is."""
+    options = miss.parser().parse_args(["--cases", "crowd", "--rounds", "1", "--results", str(tmp_path)])
+    assert await miss.bench(options) == 0
+    assert "PASS 1000 cold readers at 4 nodes: 1 requests" in capsys.readouterr().out
+    found = json.loads((tmp_path / "miss.json").read_text())["results"]
+    assert (found["costs"], found["beside_kratos"], len(found["crowds"])) == ({}, [], 1)
 
 
 async def test_without_a_kratos_the_rest_is_judged(

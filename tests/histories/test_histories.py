@@ -6,7 +6,7 @@ import pytest
 
 from cache_node.embedded import EmbeddedValkey
 from tests.histories.__main__ import main, run
-from tests.histories.machine import TOTALS
+from tests.histories.machine import INTERRUPTED, TOTALS
 from tests.histories.real import RealHistories
 
 STEPS_ON_A_VALKEY = 500
@@ -44,3 +44,13 @@ def test_no_steps_are_no_history(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--steps", "0"])
     assert ended.value.code == 2
     assert "--steps: must be a whole number, at least 1, not '0'" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_no_failure_that_is_played_again() -> None:
+    """It comes out as it is."""
+    INTERRUPTED.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(0, steps=1)
+    finally:
+        INTERRUPTED.clear()
