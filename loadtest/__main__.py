@@ -22,7 +22,7 @@ from cache_node.environment import check_http_url
 from cache_node.errors import CacheNodeError, ConfigurationError
 from loadtest.region import DemoRegion, Region, Service
 from loadtest.report import progress, render, summary
-from loadtest.users import Run, users_of
+from loadtest.users import Member, Run, users_of
 from loadtest.verdict import COULD_NOT_RUN, Limits, judge
 
 PROGRESS_SECONDS = 2.0
@@ -100,7 +100,10 @@ def main(
 def play(run: Run, seconds: float, users: int, revocations_per_second: float, *, faults: bool) -> None:
     """Let the users work for `seconds`, and break things meanwhile; what happened is in the run."""
     classes = users_of(run, users, revocations_per_second)
-    environment = Environment(user_classes=[*classes], host=run.region.nodes[0].public_url, stop_timeout=STOP_SECONDS)
+    environment = Environment(user_classes=[*classes], stop_timeout=STOP_SECONDS)
+    for service in (run.region.origin, *run.region.nodes):
+        for url in (service.public_url, service.admin_url):
+            Member(environment).check(url)
     environment.events.user_error.add_listener(run.note_error)  # type: ignore[no-untyped-call]
     runner = environment.create_local_runner()
     breaker = threading.Thread(target=run.break_things, args=(seconds if faults else 0.0,), daemon=True)

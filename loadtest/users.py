@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from locust import FastHttpUser, between, task
+from locust.contrib.fasthttp import ErrorResponse
 
 from cache_node.errors import CacheNodeError
 from loadtest.region import Region, Service
@@ -101,6 +102,12 @@ class Member(FastHttpUser):
     shared: ClassVar[Run]
     connection_timeout = 2.0
     network_timeout = 15.0  # a publish that waits for its receipt takes up to 9 s
+
+    def check(self, url: str) -> None:
+        """Ask there once, before everybody does; raises CacheNodeError if nothing answers, whatever it says."""
+        response = self.client.get(f"{url}/health/alive", name="check")
+        if isinstance(response, ErrorResponse):
+            raise CacheNodeError(f"nothing answers at {url}: {response.error}")
 
     def ask(self, session: Session) -> None:
         """Ask one node after the other until one answers, as a balancer does for its clients."""
@@ -289,6 +296,7 @@ class Revoker(Member):
 def users_of(run: Run, users: int, revocations_per_second: float) -> list[type[Member]]:
     """The classes of a run, each told how many there are: revokers so many that each may wait 4 s for the nodes."""
     Member.shared = run
+    Member.host = run.region.nodes[0].public_url  # locust wants one; all that is asked for is a whole URL
     Revoker.fixed_count = max(1, min(round(revocations_per_second * 4), users // 2))
     Revoker.period_seconds = Revoker.fixed_count / revocations_per_second
     Changer.fixed_count = max(1, users // 20)

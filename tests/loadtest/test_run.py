@@ -110,12 +110,19 @@ async def test_one_answer_of_a_revoked_session_is_found(tmp_path: Path, revives:
     assert f" {int(revives)} wrong" in out
 
 
-async def test_without_an_origin_it_could_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["origin", "node", "admin port"])
+async def test_where_nothing_answers_it_could_not_run(tmp_path: Path, missing: str) -> None:
+    """Which is asked before there are users, and said once."""
     report = tmp_path / "report.html"
-    urls = ("--node", NOWHERE, NOWHERE, "--origin", NOWHERE, NOWHERE)
-    status, out, errors = await loadtest(*urls, "--users", "3", "--report", str(report))
+    async with DemoOrigin() as origin:
+        there = origin.public_url
+        at_origin = NOWHERE if missing == "origin" else there
+        node, admin = NOWHERE if missing == "node" else there, NOWHERE if missing == "admin port" else there
+        urls = ("--node", node, admin, "--origin", at_origin, at_origin)
+        status, out, errors = await loadtest(*urls, "--users", "3", "--report", str(report))
     assert status == COULD_NOT_RUN, out + errors
-    assert "could not run: the origin answered 0" in errors
+    assert f"could not run: nothing answers at {NOWHERE}: " in errors
+    assert errors.count("\n") == 1, errors
     assert not report.exists(), "no verdict, no report"
 
 
