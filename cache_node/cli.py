@@ -37,6 +37,7 @@ DEFAULT_WAIT_SECONDS = 5.0
 MAX_WAIT_SECONDS = 60.0  # as a node's admin port has it
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _INTERRUPTED = 130
+_CHECK_THE_FEED = f"check {variable('redis_url')} and the server"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except FeedUnavailableError as error:
-        return _fail(
-            f"{error}; check {variable('redis_url')} and the server, then repeat (an event may be there twice)", 1
-        )
+        return _fail(f"{error}; {_CHECK_THE_FEED}", 1)
     except CacheNodeError as error:
         return _fail(str(error), 2 if isinstance(error, ConfigurationError) else 1)
     except (KeyboardInterrupt, click.Abort):
@@ -98,10 +97,14 @@ class _Target:
         if self.admin is not None:
             query = {} if wait_seconds is None else {"wait": "true", "timeout_seconds": f"{wait_seconds:.15g}"}
             return self._node().post_event(event, query, NODE_ANSWER_SECONDS + (wait_seconds or 0.0))
-        with self._publisher() as publisher:
-            if wait_seconds is not None:
-                return publisher.publish_and_wait([event], timeout_seconds=wait_seconds).to_json()
-            return {"position": str(publisher.publish([event]))}
+        try:
+            with self._publisher() as publisher:
+                if wait_seconds is not None:
+                    return publisher.publish_and_wait([event], timeout_seconds=wait_seconds).to_json()
+                return {"position": str(publisher.publish([event]))}
+        except FeedUnavailableError as error:
+            advice = f"{_CHECK_THE_FEED}, then repeat (an event may be there twice)"
+            raise CacheNodeError(f"{error}; {advice}") from None
 
     def status(self) -> dict[str, Any]:
         """What the node, or the feed and its registry, say about themselves."""

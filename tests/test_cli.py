@@ -423,10 +423,13 @@ def test_status_of_the_region(run: Command, valkey: EmbeddedValkey) -> None:
     assert lines == [f"generation: {generation}", f"position: {position}", "nodes: none"]
 
 
-def test_a_feed_that_is_not_there_is_one_line_and_status_1(run: Command) -> None:
-    ran = run("status", redis_url=f"redis://:{TOKEN}@127.0.0.1:1")
+@pytest.mark.parametrize(("command", "publishes"), [("status", False), ("flush", True), ("flush --wait", True)])
+def test_a_feed_that_is_not_there_is_one_line_and_status_1(run: Command, command: str, publishes: bool) -> None:
+    """Who published is told that the event may be there all the same."""
+    ran = run(*command.split(), redis_url=f"redis://:{TOKEN}@127.0.0.1:1")
     assert ran.status == 1
-    assert ran.complaint
+    assert "check CACHE_NODE_REDIS_URL and the server" in ran.complaint
+    assert ("then repeat (an event may be there twice)" in ran.complaint) is publishes
 
 
 def test_check_config_says_all_that_is_wrong(
@@ -445,7 +448,7 @@ def test_check_config_says_all_that_is_wrong(
     monkeypatch.setenv("CACHE_NODE_SECRETS", "s" * 40)
     monkeypatch.delenv("CACHE_NODE_MEMORY_BYTES")
     ran = run("check-config", "--json")
-    problems = ["CACHE_NODE_ORIGIN_URL: no answer (ClientConnectorError)"]
+    problems = ["CACHE_NODE_ORIGIN_URL: no answer from 127.0.0.1:1 (Connection refused)"]
     assert (ran.status, json.loads(ran.out)) == (1, {"ok": False, "problems": problems})
 
 

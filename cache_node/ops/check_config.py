@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from redis.asyncio import Redis
@@ -191,6 +194,7 @@ async def _disagreeing_nodes(settings: NodeSettings, names: RedisNames) -> list[
 
 async def _wrong_origin(settings: NodeSettings) -> list[str]:
     name = variable("origin_url")
+    address = urlsplit(settings.origin_url).netloc  # settings refuse one with a user name
     timeout = aiohttp.ClientTimeout(total=settings.origin_timeout_seconds)
     async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
 
@@ -199,9 +203,9 @@ async def _wrong_origin(settings: NodeSettings) -> list[str]:
                 async with session.get(settings.origin_url + path, allow_redirects=False) as answer:
                     return answer.status
             except TimeoutError:
-                return f"no answer within {settings.origin_timeout_seconds:g} s"
+                return f"no answer from {address} within {settings.origin_timeout_seconds:g} s"
             except (aiohttp.ClientError, ValueError) as exc:
-                return f"no answer ({type(exc).__name__})"
+                return f"no answer from {address} ({_reason(exc)})"
 
         whoami = await status_of(WHOAMI_PATH)
         if not isinstance(whoami, int):
@@ -218,3 +222,13 @@ async def _wrong_origin(settings: NodeSettings) -> list[str]:
                 "no 401 would be believed (empty it for an origin without one)"
             )
         return problems
+
+
+def _reason(exc: Exception) -> str:
+    """Never the text of an error that may quote what was sent."""
+    if not isinstance(exc, aiohttp.ClientConnectorError):
+        return type(exc).__name__
+    error = exc.os_error
+    # The text of a refused connection names the address alone; numbers of TLS and of names that are unknown are others.
+    is_the_system_s = (error.errno or 0) > 0 and not isinstance(error, ssl.SSLError)
+    return os.strerror(error.errno or 0) if is_the_system_s else error.strerror or type(exc).__name__

@@ -109,6 +109,37 @@ async def test_nobody_listens(origin: DemoOrigin) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scheme", "answer", "reason"),
+    [
+        ("http", b"", "ServerDisconnectedError"),
+        ("http", b"hunter2: what somebody sent", "ClientResponseError"),
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "WRONG_VERSION_NUMBER"),
+    ],
+    ids=["hangs up", "is no HTTP", "is no TLS"],
+)
+async def test_an_origin_that_does_not_answer_is_named_with_the_reason(scheme: str, answer: bytes, reason: str) -> None:
+    """And nothing that it said, which may be what others sent it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        (problem,) = await wrong_surroundings(settings(f"{scheme}://{address}", None))
+    assert problem.startswith(f"CACHE_NODE_ORIGIN_URL: no answer from {address} (")
+    assert reason in problem
+    assert "hunter2" not in problem
+
+
+async def test_an_origin_whose_name_nobody_knows_is_named() -> None:
+    (problem,) = await wrong_surroundings(settings("http://nobody.invalid:4433", None))
+    assert problem.startswith("CACHE_NODE_ORIGIN_URL: no answer from nobody.invalid:4433 (")
+    assert "Error" not in problem
+
+
+@pytest.mark.parametrize(
     ("said", "version"),
     [
         (None, "redis_version:unstable"),
@@ -179,6 +210,12 @@ async def test_an_origin_that_is_not_kratos(valkey: EmbeddedValkey, origin: Demo
     assert "is it Kratos' public URL?" in problems[0]
     (problem,) = await wrong_surroundings(settings(origin.public_url, valkey.url, origin_ready_path="/nope"))
     assert "no 401 would be believed" in problem
+
+
+def test_nothing_of_a_user_in_the_origin_url_is_shown() -> None:
+    (problem,) = wrong_settings({"CACHE_NODE_ORIGIN_URL": "http://somebody:hunter2@127.0.0.1:1"}, None)
+    assert "somebody" not in problem
+    assert "hunter2" not in problem
 
 
 def test_wrong_settings_are_one_line_each() -> None:
