@@ -65,14 +65,14 @@ guards: $(DEV) ## remove each guard of the consistency core in turn: its test mu
 	@exec $(BIN)/python -m tests.guards $(ARGS)
 
 $(NODE): pyproject.toml constraints.txt
-	@$(call install,node$(comma)embedded,10)
+	@$(call install,node$(comma)embedded)
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt
-	@$(call install,dev,20)
+	@$(call install,dev)
 	@touch $(NODE) $@
 
-# $(call install,EXTRAS,SECONDS): progress goes to stderr, so that stdout is the program's alone. The marks of an
+# $(call install,EXTRAS): progress goes to stderr, so that stdout is the program's alone. The marks of an
 # earlier install go first: whatever interrupts this one leaves none.
 comma := ,
 define install
@@ -89,7 +89,7 @@ if [ "$$(cat $(VENV)/.checkout 2>/dev/null)" != "$(CURDIR)" ] || ! $(BIN)/python
     echo "make: $$python cannot make a virtual environment (Debian: apt-get install python3-venv)"; exit 1; }; \
   printf '%s\n' "$(CURDIR)" > $(VENV)/.checkout; \
 fi; \
-echo "installing cache-node[$(1)] into $(VENV) (about $(2) s)…"; \
+echo "installing cache-node[$(1)] into $(VENV) (half a minute, on some machines a whole one)…"; \
 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input \
   install --editable '.[$(1)]'
 endef
