@@ -12,9 +12,9 @@ PASSWORD = "a-password-of-the-operator"
 
 def acl_of_the_readme() -> list[str]:
     """The words of the command that README.md gives, with a password."""
-    command = re.search(r"    (ACL SETUSER (?:.*\\\n)*.*)", README.read_text())
+    command = re.search(r"^    ACL SETUSER .*\n(?:    .*\n)*", README.read_text(), re.MULTILINE)
     assert command
-    return command[1].replace("\\\n", " ").replace("PASSWORD", PASSWORD).split()
+    return command[0].replace("PASSWORD", PASSWORD).split()
 
 
 def url_of_the_user(port: int) -> str:
