@@ -86,7 +86,9 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "fast-read-shutdown",
         "fast-read-shutdown-behind",
     ),
-    "of what is nothing to keep the origin here says refusals only, which stay in its place": ("reader-forgotten-mark",),
+    "of what is nothing to keep the origin here says refusals only, which stay in its place": (
+        "reader-forgotten-mark",
+    ),
     "everybody here presents a credential": ("reader-anonymous-flush", "reader-anonymous-joined"),
     "a settle time asks for more than a floor can give, too": ("feed-event-settle",),
     "a server in process keeps nobody waiting, and its connections never end": (
