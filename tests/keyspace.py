@@ -245,7 +245,8 @@ class InProcessRedis:
         if command[0] != "XREAD":
             return server.execute(*command)
         key, after = command[-2:]  # whoever waits here has nothing to wait for
-        return [(key, server.execute("XRANGE", key, f"({after}", "+", "COUNT", command[2]))]
+        rows = server.execute("XRANGE", key, f"({after}", "+", "COUNT", command[2])
+        return [(key, rows)] if rows else None
 
     async def transaction(self, *commands: Sequence[Any]) -> list[Any]:
         server = reached(self._server())

@@ -22,7 +22,7 @@ MAX_ID_BYTES = 128
 MAX_EVENTS = 10_000
 """Events of one publish call."""
 ENTRY_EVENTS = 100
-"""Events of one feed entry: a page of entries must not hold the loop of a node for long."""
+"""Events of one feed entry: a page of them must not hold the loop of a node for long, and an entry is never parted."""
 
 _TOKEN = re.compile(r"ory_[a-z]{2}_", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)

@@ -18,7 +18,7 @@ from cache_node.feed.clock import Clock
 from cache_node.feed.events import FeedEntry
 from cache_node.feed.fence import Fence
 from cache_node.feed.lease import Lease
-from cache_node.feed.log import PAGE_ENTRIES, Confirmation, Log
+from cache_node.feed.log import PAGE_EVENTS, Confirmation, Log
 from cache_node.feed.position import Position
 from cache_node.feed.registry import FORGET_AFTER_SECONDS, Membership, RegistryWatch
 
@@ -178,7 +178,7 @@ class Follower:
         self.behind = reply.end.number - number
         if not self.behind:
             self._grant(sent)
-        elif len(reply.entries) < PAGE_ENTRIES:
+        elif not reply.entries:
             return self._reset(reply.end, "gap")
         elif self.state is FeedState.LOST and not self._is_lagging:
             self._is_lagging = True
@@ -237,7 +237,7 @@ class Follower:
                 reported_at = self._clock.steady()
                 self._report_replay()
             try:
-                page = await self._log.read_back(Position(position.generation, number), PAGE_ENTRIES)
+                page = await self._log.read_back(Position(position.generation, number), PAGE_EVENTS)
             except FeedUnavailableError:
                 await asyncio.sleep(self._retry_pace)
                 continue
@@ -247,7 +247,7 @@ class Follower:
                     return
                 number -= len(entry.events or ())
                 self.counts["replayed"] = position.number - number
-            if len(page) < PAGE_ENTRIES:
+            if not page:
                 return
 
     def _report_replay(self) -> None:

@@ -520,7 +520,7 @@ class _Slow(ScriptedLog):
 @pytest.mark.parametrize(
     ("max_ids", "shown"),
     [
-        pytest.param(1000, [0.0, 0.2, 0.4, 0.6], id="it ends sooner than the feed began"),
+        pytest.param(1000, [0.0, 0.2, 0.4, 0.6, 0.7], id="it ends sooner than the feed began"),
         pytest.param(32, [0.0, 1 / 3, 2 / 3, 1.0], id="it ends when the fence is full"),
     ],
 )
@@ -530,7 +530,7 @@ async def test_a_replay_shows_how_far_it_has_come(
     """A node with a long window to read says every two seconds that it is at it, and never that more is done than is:
     where the window begins is seen when it is reached."""
     caplog.set_level("INFO")
-    monkeypatch.setattr("cache_node.feed.follower.PAGE_ENTRIES", 10)
+    monkeypatch.setattr("cache_node.feed.follower.PAGE_EVENTS", 10)
     server = LogServer()
     for number in range(50):
         server.append(changed(f"s{number}"))
@@ -546,7 +546,9 @@ async def test_a_replay_shows_how_far_it_has_come(
     assert shares == shown
     assert follower.counts["replayed"] == 51 - fence.floor
     assert [line.partition(", ")[2] for line in caplog.messages] == [
-        f"20 events so far, at least {int(100 * shown[2])} %; floor is 31 of {fence.position}"
+        f"{number} events so far, at least {int(100 * share)} %; floor is {51 - number} of {fence.position}"
+        for number, share in ((20, shown[2]), (35, 0.7))
+        if share in shown[:5:2]
     ]
 
 

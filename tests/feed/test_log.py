@@ -7,7 +7,7 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgpack
@@ -19,8 +19,8 @@ from cache_node import AsyncPublisher
 from cache_node.embedded import EmbeddedValkey
 from cache_node.errors import FeedUnavailableError
 from cache_node.feed import scripts
-from cache_node.feed.events import ENTRY_EVENTS, ENTRY_FIELD, Event, EventType, decode, pack
-from cache_node.feed.log import PAGE_ENTRIES, Confirmation, RedisLog
+from cache_node.feed.events import ENTRY_EVENTS, ENTRY_FIELD, Event, EventType, FeedEntry, decode, encode, pack
+from cache_node.feed.log import PAGE_ENTRIES, PAGE_EVENTS, WAKE_ENTRIES, Confirmation, RedisLog
 from cache_node.feed.names import RedisNames
 from cache_node.feed.position import Position
 from tests.fakes import changed, flush, identity_changed, revoked
@@ -87,13 +87,17 @@ async def test_an_entry_holds_its_events_source_and_time(log: RedisLog, redis: A
 
 
 async def test_ten_thousand_events_are_entries_of_a_hundred(log: RedisLog) -> None:
-    """As many as one publish call may bring: written at once, in entries that a page can hold many of."""
-    first = await confirm(log)
+    """As many as one publish call may bring: written at once, in entries that a page can hold some of."""
+    at = (await confirm(log)).end
     position = await append(log, [Event(EventType.SESSION_REVOKED, f"{n:0128}") for n in range(9_950)])
-    reply = await confirm(log, first.end)
-    assert position.number == reply.end.number == 9_950
-    assert [entry.number for entry in reply.entries] == [*range(ENTRY_EVENTS, 9_901, ENTRY_EVENTS), 9_950]
-    ids = [event.session_id for entry in reply.entries for event in entry.events or ()]
+    entries: list[FeedEntry] = []
+    while at != position:
+        reply = await confirm(log, at)
+        assert reply.end == position
+        entries += reply.entries
+        at = Position(at.generation, entries[-1].number)
+    assert [entry.number for entry in entries] == [*range(ENTRY_EVENTS, 9_901, ENTRY_EVENTS), 9_950]
+    ids = [event.session_id for entry in entries for event in entry.events or ()]
     assert ids == [f"{n:0128}" for n in range(9_950)]
 
 
@@ -337,6 +341,60 @@ async def test_confirm_returns_a_page_at_most(log: RedisLog, redis: Any, names: 
     assert [entry.number for entry in rest.entries] == list(range(PAGE_ENTRIES + 1, PAGE_ENTRIES + 11))
 
 
+def events_of(entries: Iterable[FeedEntry]) -> int:
+    return sum(len(entry.events or ()) for entry in entries)
+
+
+async def test_no_page_holds_more_events_than_are_applied_in_one_step(log: RedisLog) -> None:
+    """Whatever mixture of batches and single events it is, however it is read; and all of it is read."""
+    start = end = (await confirm(log)).end
+    dice = random.Random(11)
+    for _ in range(WAKE_ENTRIES + 2):
+        end = await append(log, changed() * dice.choice([1, 30, ENTRY_EVENTS, 5 * ENTRY_EVENTS]))
+    applied, heard, back = start, start, end
+    while applied != end:
+        page = (await confirm(log, applied)).entries
+        assert 0 < events_of(page) <= PAGE_EVENTS
+        applied = Position(end.generation, page[-1].number)
+    while heard != end:
+        woken = await log.wake_up(heard, 1.0)
+        assert 0 < events_of(entry for _, entry in woken) <= PAGE_EVENTS + ENTRY_EVENTS
+        assert woken[0][1].number - events_of([woken[0][1]]) == heard.number
+        heard = woken[-1][0]
+    while back.number:
+        page = await log.read_back(back, PAGE_EVENTS)
+        assert 0 < events_of(page) < PAGE_EVENTS + ENTRY_EVENTS
+        back = Position(end.generation, back.number - events_of(page))
+
+
+async def test_an_entry_that_is_larger_than_a_page_is_a_page(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """Another version may write such a one; it is no gap."""
+    start = await append(log)
+    payload = encode("test", changed() * 2 * PAGE_EVENTS)
+    number = start.number + 2 * PAGE_EVENTS
+    await redis.xadd(names.feed, {ENTRY_FIELD: b"\x94\x01\x00" + payload}, f"{start.generation}-{number}")
+    await redis.hset(names.generation, "number", number)
+    end = await append(log)
+    pages = [(await confirm(log, Position(end.generation, shown))).entries for shown in (start.number, number)]
+    assert [[(entry.number, events_of([entry])) for entry in page] for page in pages] == [
+        [(number, 2 * PAGE_EVENTS)],
+        [(end.number, 1)],
+    ]
+    assert [at.number for at, _ in await log.wake_up(start, 1.0)] == [number, end.number]
+    assert [entry.number for entry in await log.read_back(Position(end.generation, number), PAGE_EVENTS)] == [number]
+
+
+async def test_a_page_is_empty_only_where_events_are_missing(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """However many: the entry that follows them shows it as well."""
+    start = await append(log)
+    await append(log, changed() * 2 * PAGE_EVENTS)
+    last = await append(log)
+    await redis.xtrim(names.feed, minid=str(last), approximate=False)
+    assert [entry.number for entry in (await confirm(log, start)).entries] == [last.number]
+    await redis.xtrim(names.feed, maxlen=0, approximate=False)
+    assert (await confirm(log, start)).entries == ()
+
+
 async def test_end_and_page_are_of_one_moment(valkey: EmbeddedValkey, names: RedisNames) -> None:
     """However fast publishers are, a page that is not full reaches exactly up to the end that comes with it."""
     async with connected(valkey, names) as node, connected(valkey, names) as publisher:
@@ -437,6 +495,15 @@ async def test_wake_up_waits_for_what_comes(log: RedisLog, valkey: EmbeddedValke
         heard = await waiting
     assert [(at, entry.number, entry.events) for at, entry in heard] == [(position, 2, tuple(revoked()))]
     assert [at.number for at, _ in await log.wake_up(Position(start.generation - 5, 7), 1.0)] == [1, 2]
+
+
+async def test_wake_up_brings_one_generation_at_a_time(log: RedisLog, redis: Any, names: RedisNames) -> None:
+    """A page's numbers are counted from its first one."""
+    start = await append(log)
+    end = Position(start.generation + 1, 1)
+    await redis.xadd(names.feed, {"e": b""}, str(end))
+    pages = [await log.wake_up(Position(start.generation, after), 1.0) for after in (0, 1)]
+    assert [[at for at, _ in page] for page in pages] == [[start], [end]]
 
 
 async def test_wake_up_hears_the_next_generation(own_valkey: EmbeddedValkey, names: RedisNames) -> None:

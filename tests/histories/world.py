@@ -63,6 +63,8 @@ from tests.http import wire
 
 PAGE_ENTRIES = 2
 """Of a confirm: pages that do not reach the end are where a lease could be granted too early."""
+PAGE_EVENTS = 3
+"""Some entries have more."""
 MAX_TURNS = 200
 """Turns of the loop after which everybody who was let go must stand somewhere again."""
 
@@ -157,8 +159,9 @@ class World(Truth):
     def __init__(self) -> None:
         super().__init__()
         self._settings = pytest.MonkeyPatch()
+        self._settings.setattr("cache_node.feed.log.PAGE_ENTRIES", PAGE_ENTRIES)
         for room in ("follower", "log"):
-            self._settings.setattr(f"cache_node.feed.{room}.PAGE_ENTRIES", PAGE_ENTRIES)
+            self._settings.setattr(f"cache_node.feed.{room}.PAGE_EVENTS", PAGE_EVENTS)
         self._settings.setattr("cache_node.sources.publisher.PUBLISH_DEADLINE_SECONDS", ATTEMPT_SECONDS)  # once
         self.stops = Stops()
         self.mood = Mood.WELL
