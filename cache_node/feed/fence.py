@@ -18,6 +18,8 @@ from cache_node.feed.position import Position
 
 BUCKETS = 16
 """Into how many buckets window and cap are divided: what is forgotten at once."""
+SWEPT_IDS = 1000
+"""Ids that a confirm removes of those that are forgotten [0.9 ms at most; a replay's 234,000 at once took 68]."""
 
 
 class Stamped(Protocol):
@@ -83,6 +85,8 @@ class Fence:
         self._gone: set[bytes] = set()
         self._buckets: deque[_Bucket] = deque()
         self._bucketed = 0
+        self._forgotten: deque[_Bucket] = deque()
+        """Dropped, with ids that are still to be removed: the floor covers them."""
 
     # Asking ---------------------------------------------------------------------------------------------------------
 
@@ -92,7 +96,7 @@ class Fence:
         return self._position
 
     def __len__(self) -> int:
-        """Ids remembered."""
+        """Ids remembered, or not removed yet."""
         return len(self._sessions) + len(self._identities)
 
     def admits(self, entry: Stamped) -> bool:
@@ -176,6 +180,8 @@ class Fence:
             for event in events:
                 self._add_event(bucket, number, event)
             self._forget_over_cap()
+            if self._forgotten:
+                self._sweep(2 * len(events))  # as many as came would keep it below the cap
         self._newest_known = max(self._newest_known, number)
 
     def forget_old(self) -> None:
@@ -186,6 +192,7 @@ class Fence:
             self._drop_oldest()
         if self._buckets and self._buckets[0].opened_at < oldest_kept - self._bucket_seconds:
             self._drop_oldest()
+        self._sweep(SWEPT_IDS)
 
     def begin_replay(self) -> int:
         """Start lowering the floor from where it is; returns a token for `replay`.
@@ -195,8 +202,9 @@ class Fence:
         """
         self._replays += 1
         self._is_replaying = True
-        # What raised the floor above the position is not among what will be read back from there.
-        if self._position is not None and self.floor <= self._position.number:
+        # What raised the floor above the position is not among what will be read back from there; and ids that are
+        # forgotten must stay below the floor until they are removed.
+        if self._position is not None and self.floor <= self._position.number and not self._forgotten:
             self._bottom = 0
         return self._replays
 
@@ -266,12 +274,24 @@ class Fence:
         bucket = self._buckets.popleft()
         self._bucketed -= len(bucket)
         self._raise_floor(bucket.newest)
-        for newest, ids in ((self._sessions, bucket.sessions), (self._identities, bucket.identities)):
-            for id_ in ids:
+        self._forgotten.append(bucket)
+
+    def _sweep(self, at_most: int) -> None:
+        """Remove so many ids that are forgotten; all at once would hold the loop of a node."""
+        while self._forgotten and at_most > 0:
+            bucket = self._forgotten[0]
+            newest = self._sessions if bucket.sessions else self._identities
+            ids = bucket.sessions or bucket.identities
+            part = min(at_most, len(ids))
+            at_most -= part
+            for _ in range(part):
+                id_ = ids.pop()
                 # An id that a younger bucket holds too stays; the floor covers whatever goes.
                 if newest.get(id_, bucket.newest + 1) <= bucket.newest:
                     del newest[id_]
                     self._gone.discard(id_)
+            if not len(bucket):
+                self._forgotten.popleft()
 
     def _raise_floor(self, number: int) -> None:
         self.version += 1

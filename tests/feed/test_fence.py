@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cache_node.feed.events import Event, EventType
-from cache_node.feed.fence import BUCKETS, Fence
+from cache_node.feed.fence import BUCKETS, SWEPT_IDS, Fence
 from cache_node.feed.ids import pack_ids
 from cache_node.feed.position import Position
 from tests.fakes import ManualClock, changed, flush, identity_changed, revoked
@@ -287,6 +287,43 @@ def test_every_change_changes_the_version() -> None:
     assert versions == sorted(set(versions))
 
 
+def test_forgotten_ids_are_removed_step_by_step() -> None:
+    """However many there are: no confirm takes long."""
+    fence = _forgetful()
+    assert (fence.floor, len(fence)) == (SWEPT_IDS + 2, 2)
+    fence.forget_old()
+    assert (fence.floor, len(fence)) == (SWEPT_IDS + 2, 0)
+
+
+def test_new_events_remove_forgotten_ids_too() -> None:
+    """Wake-ups alone must not let them pile up, should no confirm come through."""
+    fence = _forgetful()
+    fence.add(SWEPT_IDS + 3, changed("another"))
+    assert len(fence) == 1
+
+
+def test_a_replay_stays_above_ids_that_are_still_to_be_removed() -> None:
+    """They are in no bucket any more: what lowered the floor below them would forget them for nothing."""
+    fence = _forgetful()
+    token = fence.begin_replay()
+    for number in range(SWEPT_IDS + 2, 0, -1):
+        fence.replay(token, number, changed(f"session-{number}"))
+    fence.forget_old()
+    admitted = [n for n in range(1, SWEPT_IDS + 3) if fence.admits(Kept(n - 1, f"session-{n}"))]
+    assert admitted == []
+
+
+def _forgetful() -> Fence:
+    """One that has forgotten two ids more than a confirm removes."""
+    clock = ManualClock()
+    fence = fence_at(0, clock=clock, max_ids=10 * SWEPT_IDS)
+    for number in range(1, SWEPT_IDS + 3):
+        fence.apply(at(number), changed(f"session-{number}"))
+    clock.advance(2 * WINDOW_SECONDS)
+    fence.forget_old()
+    return fence
+
+
 # Replaying backwards --------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +413,7 @@ class FenceMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.settings = pytest.MonkeyPatch()
         self.clock = ManualClock()
         self.max_ids = 64
         self.generation = GENERATION
@@ -389,8 +427,13 @@ class FenceMachine(RuleBasedStateMachine):
         self.kept: list[tuple[Kept, int]] = []
         """Entries, and the `as_of` that they began with."""
 
-    @initialize(max_ids=st.sampled_from([16, 64, 1000]), past=st.lists(EVENTS, max_size=12))
-    def begin(self, max_ids: int, past: list[list[Event]]) -> None:
+    @initialize(
+        max_ids=st.sampled_from([16, 64, 1000]),
+        swept=st.sampled_from([0, 1, 1000]),
+        past=st.lists(EVENTS, max_size=12),
+    )
+    def begin(self, max_ids: int, swept: int, past: list[list[Event]]) -> None:
+        self.settings.setattr("cache_node.feed.fence.SWEPT_IDS", swept)
         self.max_ids = max_ids
         self.fence = Fence(self.clock, window_seconds=WINDOW_SECONDS, max_ids=max_ids)
         for events in past:
@@ -438,6 +481,9 @@ class FenceMachine(RuleBasedStateMachine):
             number, events = data.draw(st.sampled_from(ahead))
             self.fence.add(number, events)
             self._tell(number, events)
+
+    def teardown(self) -> None:
+        self.settings.undo()
 
     @rule(seconds=st.sampled_from([1.0, 5.0, 10.0, 40.0, 170.0]))
     def time_passes(self, seconds: float) -> None:

@@ -69,6 +69,7 @@ UNNOTICED: Mapping[str, Sequence[str]] = {
         "feed-generation-shown",  # the same
         "feed-receipt-ignores-generation",  # leases of an older generation end before a younger one is old enough
         "feed-receipt-node-in-another-generation",
+        "feed-replay-below-forgotten",  # a follower that failed would have to run again while ids are removed
         "feed-replay-generation",  # two histories would have to meet in one number, on a replica that missed a flush
     ),
     "says how a receipt is worded, not whether there is one": ("feed-receipt-pending-over",),

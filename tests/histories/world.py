@@ -160,6 +160,7 @@ class World(Truth):
         super().__init__()
         self._settings = pytest.MonkeyPatch()
         self._settings.setattr("cache_node.feed.log.PAGE_ENTRIES", PAGE_ENTRIES)
+        self._settings.setattr("cache_node.feed.fence.SWEPT_IDS", 1)
         for room in ("follower", "log"):
             self._settings.setattr(f"cache_node.feed.{room}.PAGE_EVENTS", PAGE_EVENTS)
         self._settings.setattr("cache_node.sources.publisher.PUBLISH_DEADLINE_SECONDS", ATTEMPT_SECONDS)  # once
