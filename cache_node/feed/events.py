@@ -42,6 +42,10 @@ class EventType(enum.Enum):
         """Whether it invalidates one session, whatever identity id it carries."""
         self.names_identity = text.startswith("identity.")
         """Whether it invalidates all sessions of one identity."""
+        self.names_nothing = text == "flush"
+        """Whether it voids everything."""
+        self.ends_session = text == "session.revoked"
+        self.ends_what_it_names = text in ("session.revoked", "identity.deleted")
 
 
 _CODES = {
