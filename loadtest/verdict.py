@@ -22,8 +22,9 @@ class Limits:
     answer_seconds: float = 6.0
     """Any answer: a node gives up on its origin after 5 s."""
     some_node_seconds: float = 5.0
-    """Until some node has answered, for somebody whom a balancer sends from one to the other.  Without the feed a 401
-    takes a second, two for who asks while another waits for it, and begins anew where its node is killed [3.05 s]."""
+    """Until some node has answered, for somebody whom a balancer sends from one to the other.  A 401 whose reason a
+    node does not know takes a second; by design three for who joins it late, and whose own run then waits for the
+    other node, which asks for the same and keeps nothing in Redis [3.05 s, seen once]."""
     deny_seconds: float = 10.0
     """From a revocation at the origin until every node denies the session, the feed's outage included."""
 
