@@ -7,7 +7,7 @@ publish across a stall of 1.2 s into two events.  Who may repeat a call does so 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -24,6 +24,9 @@ from cache_node.feed.scripts import Script
 REDIS_ERRORS = (RedisError, OSError, TimeoutError, RuntimeError)
 """What a call can raise when the server is away, slow, refuses, or answers nonsense.  RuntimeError is uvloop's where
 redis-py writes into a connection that was reset while it rested."""
+
+Hear = Callable[[list[Any] | Exception], None]
+"""Is told once: the replies, or why there are none."""
 
 
 def build_client(url: str, *, timeout_seconds: float, max_connections: int = 1) -> Redis:
@@ -80,6 +83,16 @@ class Wire:
                 raise RedisConnectionError("The connection was closed while it was made.")
         return await self._connection.exchange(commands)
 
+    def ask(self, commands: Sequence[Sequence[Any]], hear: Hear) -> None:
+        """The same of a wire that is open, told to a callback, without a task and a future."""
+        assert self._connection is not None  # noqa: S101
+        self._connection.ask(commands, hear)
+
+    def fail(self, error: Exception) -> None:
+        """End the connection; whoever waits for a reply hears this error."""
+        if self._connection is not None:
+            self._connection.end(error)
+
     def close(self) -> None:
         """For good."""
         self._is_closed = True
@@ -106,20 +119,35 @@ class _Connection(asyncio.Protocol):
         self._parser = hiredis.Reader(protocolError=InvalidResponse, replyError=BaseParser.parse_error)
         self._replies: list[Any] = []
         self._missing = 0
-        self._done: asyncio.Future[list[Any]] | None = None
+        self._hear: Hear | None = None
         self._transport.set_protocol(self)
 
-    async def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        self._replies, self._missing = [], len(commands)
-        self._done = asyncio.get_running_loop().create_future()
+    def ask(self, commands: Sequence[Sequence[Any]], hear: Hear) -> None:
+        self._replies, self._missing, self._hear = [], len(commands), hear
         try:
             self._transport.write(b"".join([hiredis.pack_command(tuple(command)) for command in commands]))
-            return await self._done
+        except BaseException:
+            self._hear = None
+            self.close()
+            raise
+
+    async def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        def hear(replies: list[Any] | Exception) -> None:
+            if done.done():  # cancelled
+                return
+            if isinstance(replies, Exception):
+                done.set_exception(replies)
+            else:
+                done.set_result(replies)
+
+        self.ask(commands, hear)
+        try:
+            return await done
         except BaseException:
             self.close()
             raise
-        finally:
-            self._done = None
 
     def close(self) -> None:
         if self.is_open:
@@ -136,23 +164,25 @@ class _Connection(asyncio.Protocol):
                 self._missing -= 1
                 self._replies.append(reply)
         except (InvalidResponse, RedisConnectionError) as error:
-            self._end(error)
+            self.end(error)
             return
         except ValueError:  # redis-py's, of a MOVED that does not say where to
-            self._end(InvalidResponse("The server's error has a wrong form."))
+            self.end(InvalidResponse("The server's error has a wrong form."))
             return
-        if self._missing < 0 or self._done is None:
-            self._end(RedisConnectionError("The server said what nobody had asked for."))
-        elif self._missing == 0 and not self._done.done():
-            self._done.set_result(self._replies)
+        if self._missing < 0 or self._hear is None:
+            self.end(RedisConnectionError("The server said what nobody had asked for."))
+        elif self._missing == 0:
+            hear, self._hear = self._hear, None
+            hear(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(RedisConnectionError("The server closed the connection."))
+        self.end(RedisConnectionError("The server closed the connection."))
 
-    def _end(self, error: Exception) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(error)
+    def end(self, error: Exception) -> None:
         self.close()
+        if self._hear is not None:
+            hear, self._hear = self._hear, None
+            hear(error)
 
 
 class Line:

@@ -11,8 +11,9 @@ may keep, so that others ask for themselves at once.  Its loss costs a second re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -85,7 +86,9 @@ class RedisTier:
         self._pending_bytes = 0
         self._is_writing = False
         self._write_timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._trips = 0
+        """Under way; `_at_rest` when there are none."""
+        self._at_rest = asyncio.Event()
         self.counts: Counter[str] = Counter()
         """`reads`, `round_trips`, `failures`, `unreadable`, `writes`, `dropped_writes`, `lock_waits`."""
 
@@ -103,8 +106,9 @@ class RedisTier:
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._begin_writing()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_SECONDS)
+        if self._trips:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._at_rest.wait(), 2 * TIMEOUT_SECONDS)
 
     async def get(self, keys: Sequence[Key]) -> Entry | None:
         """The entry under the first of the keys that has one; None if there is none or Redis does not answer."""
@@ -169,12 +173,12 @@ class RedisTier:
         size = 0
         for read in self._reads:
             if batch and size + len(read.keys) > MAX_KEYS_A_READ:
-                self._spawn(self._read_batch(batch))
+                self._read(batch)
                 batch, size = [], 0
             batch.append(read)
             size += len(read.keys)
         self._reads = []
-        self._spawn(self._read_batch(batch))
+        self._read(batch)
 
     def _gather_no_more(self) -> None:
         if self._gathering is not None:
@@ -182,19 +186,21 @@ class RedisTier:
             self._gathering = None
             self._loop.call_soon(self._send_reads)  # with those who ask in this turn
 
-    async def _read_batch(self, reads: list[_Read]) -> None:
+    def _read(self, reads: list[_Read]) -> None:
         names = [self._names.entry(key.name) for read in reads for key in read.keys]
         locks = [read.lock for read in reads if read.lock is not None]
         self.counts["reads"] += len(names)
-        waiting = deque(reads)
         self._under_way += len(reads)
+        commands = [self._lock_command(lock, _HELD, b"NX") for lock in locks]
+        self._send([*commands, (b"MGET", *names, *locks)], partial(self._hear_reads, reads, len(names)))
+
+    def _hear_reads(self, reads: list[_Read], count: int, replies: list[Any] | None) -> None:
+        waiting = deque(reads)
         try:
-            commands = [self._lock_command(lock, _HELD, b"NX") for lock in locks]
-            replies = await self._send([*commands, (b"MGET", *names, *locks)])
             if replies is None or isinstance(replies[-1], ResponseError):
                 return
             values = replies.pop()
-            states = zip(replies, values[len(names) :], strict=True)
+            states = zip(replies, values[count:], strict=True)
             sealed = iter(values)
             while waiting:
                 read = waiting[0]
@@ -263,23 +269,25 @@ class RedisTier:
             self._write_timer = self._loop.call_later(WRITE_PAUSE_SECONDS, self._begin_writing)
 
     def _begin_writing(self) -> None:
-        self._write_timer = None
-        self._spawn(self._write_all())
-
-    async def _write_all(self) -> None:
         """One batch after the other, so that what was put first never comes last; until one fails, and all with it."""
+        self._write_timer = None
+        batch = self._next_batch()
         try:
-            while self._writes:
-                batch = self._next_batch()
-                is_written = False
-                try:
-                    is_written = _are_good(await self._send([write.command() for write in batch.values()]))
-                finally:
-                    self._forget(batch, "writes" if is_written else "dropped_writes")
-                    if not is_written:
-                        self._forget(self._writes, "dropped_writes")
-                        self._writes = {}
-        finally:
+            commands = [write.command() for write in batch.values()]
+        except BaseException:
+            self._hear_written(batch, None)
+            raise
+        self._send(commands, partial(self._hear_written, batch))
+
+    def _hear_written(self, batch: dict[bytes, _Write], replies: list[Any] | None) -> None:
+        if _are_good(replies):
+            self._forget(batch, "writes")
+        else:
+            self._forget(batch | self._writes, "dropped_writes")
+            self._writes = {}
+        if self._writes:
+            self._begin_writing()
+        else:
             self._is_writing = False
 
     def _next_batch(self) -> dict[bytes, _Write]:
@@ -300,16 +308,20 @@ class RedisTier:
 
     # Both -----------------------------------------------------------------------------------------------------------
 
-    async def _send(self, commands: Sequence[Command]) -> list[Any] | None:
+    def _send(self, commands: Sequence[Command], hear: Callable[[list[Any] | None], None]) -> None:
         self.counts["round_trips"] += 1
-        replies = await self._round_trips.send(commands)
-        self.counts["failures"] += not _are_good(replies)
-        return replies
+        self._trips += 1
+        self._at_rest.clear()
+        self._round_trips.send(commands, partial(self._heard, hear))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _heard(self, hear: Callable[[list[Any] | None], None], replies: list[Any] | None) -> None:
+        self.counts["failures"] += not _are_good(replies)
+        try:
+            hear(replies)
+        finally:
+            self._trips -= 1
+            if not self._trips:
+                self._at_rest.set()
 
 
 def _are_good(replies: list[Any] | None) -> bool:

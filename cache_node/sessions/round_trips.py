@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -20,36 +20,80 @@ TIMEOUT_SECONDS = 0.25
 MAX_CONNECTIONS = 8
 
 Command = Sequence[bytes | int]
+Hear = Callable[[list[Any] | None], None]
 
 
 class RoundTrips:
     """Owns its connections, which are made when they are needed; `aclose()` ends them."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._idle: list[Wire] = []
+        self._loop = asyncio.get_running_loop()
+        self._wires: asyncio.LifoQueue[Wire] = asyncio.LifoQueue()
+        for _ in range(MAX_CONNECTIONS):
+            self._wires.put_nowait(Wire(url, timeout_seconds=TIMEOUT_SECONDS))
+        self._waiting = 0
+        """Trips that took no wire at once."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
         """Close the connections."""
-        while self._idle:
-            self._idle.pop().close()
+        while not self._wires.empty():
+            self._wires.get_nowait().close()
 
-    async def send(self, commands: Sequence[Command]) -> list[Any] | None:
-        """The replies in order, an error of a command in place of its reply; None if they did not come in time.
+    def send(self, commands: Sequence[Command], hear: Hear) -> None:
+        """`hear` is told once, and not before this has returned: the replies in order, an error of a command in place
+        of its reply; None if they did not come in time.
 
         Repeated once, on a new connection, if the old one turned out to be broken.  The deadline includes the wait for
         a connection: else the calls of a stall would queue for many times as long.
         """
-        with contextlib.suppress(*REDIS_ERRORS):
-            async with asyncio.timeout(TIMEOUT_SECONDS), self._turns:
-                wire = self._idle.pop() if self._idle else Wire(self._url, timeout_seconds=TIMEOUT_SECONDS)
-                try:
-                    return await wire.exchange(commands)
-                except RedisTimeoutError:
-                    raise
-                except RedisConnectionError:
-                    return await wire.exchange(commands)
-                finally:
-                    self._idle.append(wire)
-        return None
+        if not self._waiting and not self._wires.empty():
+            wire = self._wires.get_nowait()
+            if wire.is_open:
+                self._send_at_once(wire, commands, hear)
+                return
+            self._wires.put_nowait(wire)
+        self._spawn(self._send_in_turn(commands, hear, self._loop.time() + TIMEOUT_SECONDS))
+
+    def _send_at_once(self, wire: Wire, commands: Sequence[Command], hear: Hear) -> None:
+        """Without a task, which takes as long as the rest."""
+        deadline = self._loop.call_later(TIMEOUT_SECONDS, wire.fail, RedisTimeoutError())
+
+        def heard(replies: list[Any] | Exception) -> None:
+            deadline.cancel()
+            self._wires.put_nowait(wire)
+            if isinstance(replies, RedisConnectionError):
+                self._spawn(self._send_in_turn(commands, hear, deadline.when()))
+            else:
+                hear(None if isinstance(replies, Exception) else replies)
+
+        try:
+            wire.ask(commands, heard)
+        except REDIS_ERRORS as error:
+            self._loop.call_soon(heard, error)
+
+    async def _send_in_turn(self, commands: Sequence[Command], hear: Hear, until: float) -> None:
+        replies = None
+        self._waiting += 1
+        try:
+            with contextlib.suppress(*REDIS_ERRORS):
+                async with asyncio.timeout_at(until):
+                    wire = await self._wires.get()
+                    try:
+                        replies = await self._exchanged(wire, commands)
+                    finally:
+                        self._wires.put_nowait(wire)
+        finally:
+            self._waiting -= 1
+            hear(replies)
+
+    async def _exchanged(self, wire: Wire, commands: Sequence[Command]) -> list[Any]:
+        try:
+            return await wire.exchange(commands)
+        except RedisConnectionError:
+            return await wire.exchange(commands)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
