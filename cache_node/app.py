@@ -105,9 +105,9 @@ class Node:
         self._stack.push_async_callback(_cancel, following)
         self._stack.callback(parts.follower.stop)
         health = Health(parts.follower, lambda: self._draining)
-        self._whoami = Whoami(parts.reader, parts.stats, settings.session_cookie, _router(health))
+        whoami = Whoami(parts.reader, parts.stats, settings.session_cookie, _router(health))
         self._stack.push_async_callback(self._drain)
-        self.public_url = await self._listen(self._whoami, public, self._lane(parts, settings))
+        self.public_url = await self._listen(whoami, public, self._lane(parts, settings))
         self.admin_url = await self._listen(admin_app(parts), admin)
 
     async def stop(self) -> None:
@@ -117,9 +117,10 @@ class Node:
     async def _drain(self) -> None:
         self._draining = True
         ends_at = asyncio.get_running_loop().time() + DRAIN_SECONDS
-        # The port stays open for these, so that a balancer can see that this node is not ready any more.
-        if self._whoami.under_way:
-            await asyncio.wait(set(self._whoami.under_way), timeout=DRAIN_SECONDS)
+        # The public port stays open for these, so that a balancer can see that this node is not ready any more.
+        under_way = [task for server in self._servers[:1] for task in server.under_way]
+        if under_way:
+            await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
         left = max(0.0, ends_at - asyncio.get_running_loop().time())
         await asyncio.gather(*(server.drain(left) for server in self._servers))
 
@@ -211,7 +212,6 @@ class Node:
 
     def _lane(self, parts: Components, settings: NodeSettings) -> FastLane:
         lane = FastLane(
-            whoami=self._whoami,
             reader=parts.reader,
             keys=KeyRing(settings.secrets),
             fence=parts.fence,

@@ -427,7 +427,6 @@ class ScriptedNode:
     def lane(self, session_cookie: str, observe: Callable[[float], None], observer: Observer) -> FastLane:
         """The fast lane of its public port."""
         return FastLane(
-            whoami=Whoami(self.reader, observer, session_cookie, _otherwise),
             reader=self.reader,
             keys=self.keys,
             fence=self.fence,

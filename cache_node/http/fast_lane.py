@@ -17,16 +17,16 @@ from functools import partial
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from cache_node.errors import OriginUnavailableError
 from cache_node.feed.clock import Clock
 from cache_node.feed.fence import Fence
 from cache_node.feed.lease import Lease
 from cache_node.http.template import Headers, Known, Template
-from cache_node.http.whoami import Observer, Whoami, cache_status, headers_of
-from cache_node.sessions.answer import Tier
-from cache_node.sessions.credential import Credential
+from cache_node.http.whoami import Observer, cache_status, headers_of, unavailable
+from cache_node.sessions.answer import Answer, Tier
 from cache_node.sessions.entry import Entry, pack_headers
 from cache_node.sessions.hedged_lru import Turn
-from cache_node.sessions.keys import KeyRing
+from cache_node.sessions.keys import Key, KeyRing
 from cache_node.sessions.reader import Reader
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,6 @@ class FastLane:
     def __init__(
         self,
         *,
-        whoami: Whoami,
         reader: Reader,
         keys: KeyRing,
         fence: Fence,
@@ -79,7 +78,6 @@ class FastLane:
         observer: Observer,
         session_cookie: str,
     ) -> None:
-        self._whoami = whoami
         self._reader = reader
         self._keys = keys
         self._digest = keys.digest
@@ -140,42 +138,62 @@ class FastLane:
     def ask(self, template: Template, hear: Hear, tasks: set[asyncio.Task[None]]) -> bool:
         """Look for what memory cannot answer in the other tiers; False if the slow path must do that.
 
-        A read that takes a task has it among `tasks`, as uvicorn has those of requests, so that it can be cut off.
+        What waits for a run is among `tasks`, as uvicorn has those of requests there, so that it can be cut off.
         """
         if template.has_request_id:
             return False
         self.now = now = self._steady()
+        keys = self._keys.derive_from(template.digest, template.kind, template.value)
         if self._found_share >= 0.5 or self._left_alone == LOOK_EVERY - 1:
             self._left_alone = 0
-            keys = self._keys.derive_from(template.digest, template.kind, template.value)
-            if self._reader.look_up(keys, partial(self._tell, now, template, hear, tasks)):
+            if self._reader.look_up(keys, partial(self._tell, now, template, keys, hear, tasks)):
                 return True
         else:
             self._left_alone += 1
-        self._begin_read(now, template.credential, hear, tasks)
+        self._read(now, template, keys, hear, tasks)
         return True
 
     def _tell(
-        self, begun: float, template: Template, hear: Hear, tasks: set[asyncio.Task[None]], entry: Entry | None
+        self,
+        begun: float,
+        template: Template,
+        keys: tuple[Key, ...],
+        hear: Hear,
+        tasks: set[asyncio.Task[None]],
+        entry: Entry | None,
     ) -> None:
         self._found_share += ((entry is not None) - self._found_share) / _LOOKS_HEEDED
         if entry is None:
-            self._begin_read(begun, template.credential, hear, tasks)
+            self._read(begun, template, keys, hear, tasks)
             return
         now = self._begin_answer()
         self._observer.observe_request("redis", 200, "redis", now - begun)
         hear(self._head_of(entry, "redis"), entry.body)
 
-    def _begin_read(self, begun: float, credential: Credential, hear: Hear, tasks: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(self._read(begun, credential, hear))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    def _read(
+        self, begun: float, template: Template, keys: tuple[Key, ...], hear: Hear, tasks: set[asyncio.Task[None]]
+    ) -> None:
+        reading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tasks.add(reading)  # type: ignore[arg-type]  # it is waited for and cancelled, which any future can be
 
-    async def _read(self, begun: float, credential: Credential, hear: Hear) -> None:
-        try:
-            answer = await self._whoami.read(credential)
-        except Exception:
-            logger.exception("a read failed")
+        def tell(answer: Answer | BaseException) -> None:
+            if not reading.done():
+                reading.set_result(None)
+                self._tell_answer(begun, hear, answer)
+
+        def ended(_: asyncio.Future[None]) -> None:
+            tasks.discard(reading)
+            if reading.cancelled():
+                self._tell_answer(begun, hear, asyncio.CancelledError())
+
+        reading.add_done_callback(ended)
+        self._reader.read_later(keys, template.credential, tell)
+
+    def _tell_answer(self, begun: float, hear: Hear, answer: Answer | BaseException) -> None:
+        if isinstance(answer, OriginUnavailableError | asyncio.CancelledError):
+            answer = unavailable(answer, "origin")
+        elif not isinstance(answer, Answer):
+            logger.error("a read failed", exc_info=answer)
             hear(None, b"")
             return
         now = self._begin_answer()

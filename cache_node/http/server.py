@@ -98,6 +98,11 @@ class HttpServer:
         for sock in (self._sock, *(self._sock.dup() for _ in range(ACCEPTED_AT_ONCE - 1))):
             self._servers.append(await loop.create_server(connection, sock=sock, backlog=BACKLOG))
 
+    @property
+    def under_way(self) -> set[asyncio.Task[None]]:
+        """What requests wait for that are not answered yet."""
+        return set(self._state.tasks)
+
     async def drain(self, within_seconds: float | None = None) -> None:
         """Ends: no new connections, requests under way are answered, and after `drain_seconds` (or so much) cut off.
 

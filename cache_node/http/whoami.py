@@ -59,38 +59,25 @@ class Whoami:
         self._reader = reader
         self._observer = observer
         self._session_cookie = session_cookie.encode()
-        self.under_way: set[asyncio.Task[Any]] = set()
-        """Tasks of the requests that are not answered yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != WHOAMI_PATH:
             await self._otherwise(scope, receive, send)
             return
         begun = time.perf_counter()
-        answer = await self._unless_cancelled(self._answer(scope, receive))
+        try:
+            answer = await self._answer(scope, receive)
+        except asyncio.CancelledError as exc:
+            answer = unavailable(exc, "origin")
         answer = _with_request_id(answer, scope["headers"])
         await _send(answer, send, is_head=scope["method"] == "HEAD")
         self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)
-
-    async def read(self, credential: Credential) -> Answer:
-        """What a plain GET gets that presents the credential and no `X-Request-ID`."""
-        return await self._unless_cancelled(self._read(credential, Wants()))
-
-    async def _unless_cancelled(self, answering: Awaitable[Answer]) -> Answer:
-        task = asyncio.current_task()
-        if task is not None:
-            self.under_way.add(task)
-            task.add_done_callback(self.under_way.discard)
-        try:
-            return await answering
-        except asyncio.CancelledError:  # the server ends, and has waited long enough
-            return _unavailable(OriginUnavailableError("timeout", "the node ends"), "origin")
 
     async def _read(self, credential: Credential, wants: Wants) -> Answer:
         try:
             return await self._reader.read(credential, wants)
         except OriginUnavailableError as exc:
-            return _unavailable(exc, "origin")
+            return unavailable(exc, "origin")
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -103,7 +90,7 @@ class Whoami:
         try:
             return await self._reader.read_anonymous()
         except OriginUnavailableError as exc:
-            return _unavailable(exc, "origin")
+            return unavailable(exc, "origin")
 
     async def _pass_on(self, scope: Scope, receive: Receive, why: str, credential: Credential | NoCredential) -> Answer:
         query: bytes = scope["query_string"]
@@ -123,7 +110,7 @@ class Whoami:
                 anonymous=credential is ANONYMOUS,
             )
         except OriginUnavailableError as exc:
-            return _unavailable(exc, "bypass")
+            return unavailable(exc, "bypass")
         except _Refused as exc:
             headers = _JSON if exc.status == 400 else (*_JSON, (b"connection", b"close"))  # the body's rest is not read
             return Answer(exc.status, headers, error_body(exc.status, exc.message), "bypass", "refused")
@@ -169,7 +156,10 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _unavailable(exc: OriginUnavailableError, tier: Tier) -> Answer:
+def unavailable(exc: OriginUnavailableError | asyncio.CancelledError, tier: Tier) -> Answer:
+    """The node's own 503; a read is cancelled when the server ends and has waited long enough."""
+    if isinstance(exc, asyncio.CancelledError):
+        exc = OriginUnavailableError("timeout", "the node ends")
     logger.debug("no answer: %s", exc)
     headers: Headers = (*_JSON, (b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
     body = error_body(503, "The session could not be checked just now. Please try again.")

@@ -56,6 +56,34 @@ class Flights(Generic[T]):
 
         `ask_origin` asks the run to pass the tiers by.  Raises what the fill raises.
         """
+        flight, joined_before_read = self._board(name, fill, ask_origin)
+        try:
+            return await asyncio.shield(flight.task), joined_before_read
+        finally:
+            if not joined_before_read:
+                self._wake(name, flight)
+
+    def join_later(
+        self,
+        name: bytes,
+        fill: Callable[[Flight[T]], Awaitable[T]],
+        hear: Callable[[asyncio.Task[T], bool], None],
+        *,
+        ask_origin: bool,
+    ) -> None:
+        """The same for who has no task to wait with: `hear` is called with the run when it has ended."""
+        flight, joined_before_read = self._board(name, fill, ask_origin)
+
+        def landed(task: asyncio.Task[T]) -> None:
+            if not joined_before_read:
+                self._wake(name, flight)
+            hear(task, joined_before_read)
+
+        flight.task.add_done_callback(landed)
+
+    def _board(
+        self, name: bytes, fill: Callable[[Flight[T]], Awaitable[T]], ask_origin: bool
+    ) -> tuple[Flight[T], bool]:
         flight = self._flights.get(name)
         if flight is None:
             flight = self._flights[name] = Flight()
@@ -63,11 +91,7 @@ class Flights(Generic[T]):
         joined_before_read = not flight.read_begun
         flight.must_ask_origin |= ask_origin
         flight.latecomers += not joined_before_read
-        try:
-            return await asyncio.shield(flight.task), joined_before_read
-        finally:
-            if not joined_before_read:
-                self._wake(name, flight)
+        return flight, joined_before_read
 
     def _wake(self, name: bytes, flight: Flight[T]) -> None:
         flight.latecomers -= 1

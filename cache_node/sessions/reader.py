@@ -12,9 +12,11 @@ to Redis is written behind that, which is safe, because every reader of it asks 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -87,6 +89,7 @@ class OriginFailed:
 
 Outcome = FromRedis | FromOrigin | OriginFailed
 
+HearAnswer = Callable[[Answer | BaseException], None]
 
 # Of what is not kept, these say something about the session; a proxy's 404 or 302 does not.
 _ABOUT_THE_CREDENTIAL = (200, 403)
@@ -136,8 +139,7 @@ class Reader:
         found = self._look_in_memory(name, wants)  # 3
         if isinstance(found, Answer):
             return found
-        # Where the origin has said otherwise, what Redis may still hold from before is not asked for.
-        ask_origin = wants.no_cache or self._memory.get_refusal(name) is not None
+        ask_origin = wants.no_cache or self._is_contradicted(name)
         while True:  # 4
             outcome, joined_before_read = await self._flights.join(
                 name, lambda flight: self._fill(flight, keys, credential), ask_origin=ask_origin
@@ -148,6 +150,40 @@ class Reader:
             # Somebody else's result that is not good enough for this reader: the next run's read begins after it.
             self.counts["shared_again"] += 1
             ask_origin = True
+
+    def read_later(self, keys: tuple[Key, ...], credential: Credential, hear: HearAnswer) -> None:
+        """The same of a plain request, told to who has no task to wait with, and not before this has returned: an
+        answer, or why there is none."""
+        found = self._look_in_memory(keys[0].name, _PLAIN)
+        if isinstance(found, Answer):
+            asyncio.get_running_loop().call_soon(hear, found)
+        else:
+            self._join_later(keys, credential, hear, found, ask_origin=self._is_contradicted(keys[0].name))
+
+    def _join_later(
+        self, keys: tuple[Key, ...], credential: Credential, hear: HearAnswer, missed: str, *, ask_origin: bool
+    ) -> None:
+        name = keys[0].name
+
+        def landed(run: asyncio.Task[Outcome], joined_before_read: bool) -> None:
+            try:
+                answer = self._answer_from(run.result(), joined_before_read, name, _PLAIN, missed)
+            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # whose it is to say
+                hear(exc)
+                return
+            if answer is not None:
+                hear(answer)
+                return
+            self.counts["shared_again"] += 1
+            self._join_later(keys, credential, hear, missed, ask_origin=True)
+
+        self._flights.join_later(
+            name, lambda flight: self._fill(flight, keys, credential), landed, ask_origin=ask_origin
+        )
+
+    def _is_contradicted(self, name: bytes) -> bool:
+        """Whether the origin has said otherwise than what Redis may still hold from before."""
+        return self._memory.get_refusal(name) is not None
 
     def find_hit(self, name: bytes) -> Entry | None:
         """Step 3 for a plain request: an entry that may be given now."""

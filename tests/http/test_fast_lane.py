@@ -851,7 +851,7 @@ def test_a_read_that_fails_is_the_servers_failure(
 ) -> None:
     """A bug is a 500 on either way, never a connection that waits for ever."""
     for side in both.sides:
-        monkeypatch.setattr(side.node.reader, "read", _fail)
+        monkeypatch.setattr(side.node.reader, "_fill_with_lock", _fail)
     assert both.ask(COLD).startswith(b"HTTP/1.1 500 ")
     assert "a read failed" in caplog.text
 

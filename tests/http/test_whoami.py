@@ -717,10 +717,10 @@ async def test_a_client_that_goes_away_takes_nothing_with_it(port: Port) -> None
     port.node.origin.gate = gate = Gate()
     connection.send(TOKEN)
     await gate.arrived()
-    assert len(port.whoami.under_way) == 1
+    assert len(port.server.under_way) == 1
     connection.writer.transport.abort()
     await eventually(lambda: not port.server._state.connections)
     gate.open()
-    await eventually(lambda: not port.whoami.under_way)
+    await eventually(lambda: not port.server.under_way)
 
     assert (await (await port.connect()).ask(TOKEN)).why == "hit; detail=memory"
