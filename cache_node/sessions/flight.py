@@ -14,8 +14,11 @@ otherwise begin without them each time, and they would be late again and again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -31,10 +34,25 @@ class Flight(Generic[T]):
         """Who joined after the read began, and is not awake yet."""
         self.all_awake = asyncio.Event()
         self.task: asyncio.Task[T]
+        self.early: list[tuple[Callable[[asyncio.Task[T]], None], Callable[[T], None]]] = []
+        """Of those who wait without a task, and joined before the read: what hears of the run's end, and of more."""
 
     def begin_read(self) -> None:
         """Who joins from now on was not there before the read."""
         self.read_begun = True
+
+    async def tell_early(self, result: T) -> None:
+        """Let those have it who wait without a task and joined before the read, and their answers go out, before the
+        run does what it must do with the result; who joins meanwhile joins this run."""
+        early, self.early = self.early, []
+        for landed, hear in early:
+            self.task.remove_done_callback(landed)
+            try:
+                hear(result)
+            except Exception:  # one reader's trouble, and not that of the others
+                logger.exception("a reader could not be told")
+        if early:
+            await asyncio.sleep(0)
 
 
 class Flights(Generic[T]):
@@ -67,19 +85,21 @@ class Flights(Generic[T]):
         self,
         name: bytes,
         fill: Callable[[Flight[T]], Awaitable[T]],
-        hear: Callable[[asyncio.Task[T], bool], None],
+        hear: Callable[[T | BaseException, bool], None],
         *,
         ask_origin: bool,
     ) -> None:
-        """The same for who has no task to wait with: `hear` is called with the run when it has ended."""
+        """The same for who has no task to wait with; `hear` is told the result, or what the fill raised."""
         flight, joined_before_read = self._board(name, fill, ask_origin)
 
         def landed(task: asyncio.Task[T]) -> None:
             if not joined_before_read:
                 self._wake(name, flight)
-            hear(task, joined_before_read)
+            hear(_outcome_of(task), joined_before_read)
 
         flight.task.add_done_callback(landed)
+        if joined_before_read:
+            flight.early.append((landed, lambda result: hear(result, True)))
 
     def _board(
         self, name: bytes, fill: Callable[[Flight[T]], Awaitable[T]], ask_origin: bool
@@ -110,3 +130,9 @@ class Flights(Generic[T]):
             del self._flights[name]
             if flight.latecomers:
                 self._landed[name] = flight
+
+
+def _outcome_of(task: asyncio.Task[T]) -> T | BaseException:
+    if task.cancelled():
+        return asyncio.CancelledError()
+    return task.exception() or task.result()

@@ -165,10 +165,13 @@ class Reader:
     ) -> None:
         name = keys[0].name
 
-        def landed(run: asyncio.Task[Outcome], joined_before_read: bool) -> None:
+        def landed(outcome: Outcome | BaseException, joined_before_read: bool) -> None:
+            if isinstance(outcome, BaseException):
+                hear(outcome)
+                return
             try:
-                answer = self._answer_from(run.result(), joined_before_read, name, _PLAIN, missed)
-            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # whose it is to say
+                answer = self._answer_from(outcome, joined_before_read, name, _PLAIN, missed)
+            except OriginUnavailableError as exc:
                 hear(exc)
                 return
             if answer is not None:
@@ -348,6 +351,8 @@ class Reader:
         if answer.is_failure:
             failed = OriginUnavailableError("failing", f"the origin answered {answer.status}")
             return await self._without_origin(keys, OriginFailed(failed, answer))
+        if session is not None:
+            await flight.tell_early(FromOrigin(answer))
         return self._store(keys, credential, as_of, answer, session)  # 9
 
     async def _look_in_redis(self, keys: tuple[Key, ...]) -> Entry | None:

@@ -76,7 +76,9 @@ class _Line(ScriptedTransport):
         self._answer = self.loop.create_future()
         assert isinstance(self.protocol, asyncio.Protocol)
         self.protocol.data_received(request)
-        return await self._answer
+        answer = await self._answer
+        await asyncio.sleep(0)  # an answer takes its time to the client, in which the run that brought it stores it
+        return answer
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         super().write(data)

@@ -26,6 +26,21 @@ from tests.fakes import (
 NO_CACHE = Wants(no_cache=True)
 
 
+MOST_READERS = 1001
+"""At once, in any of these tests."""
+
+
+@pytest.fixture(params=["slow path", "fast lane"])
+async def node(request: pytest.FixtureRequest) -> ScriptedNode:
+    """On the feed, with a lease; its clients come over new connections, or over such as the fast lane knows."""
+    node = await following_node()
+    if request.param == "fast lane":
+        node.origin.add("another")
+        await asyncio.gather(*(node.read("another") for _ in range(MOST_READERS)))
+        node.origin.reads = 0
+    return node
+
+
 async def start(node: ScriptedNode, count: int = 1, wants: Wants | None = None) -> list[asyncio.Task[Answer]]:
     """So many readers of `token`, each as far as it gets without waiting for anything outside."""
     readers = [asyncio.create_task(node.read("token", wants)) for _ in range(count)]
@@ -40,9 +55,8 @@ async def change(node: ScriptedNode) -> None:
     await node.follow()
 
 
-async def test_a_joiner_after_the_event_gets_the_next_run() -> None:
+async def test_a_joiner_after_the_event_gets_the_next_run(node: ScriptedNode) -> None:
     """It asked after the change, and the run under way has read the state before it."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     reader_a = asyncio.create_task(node.read("token"))
     await gate.arrived()
@@ -56,9 +70,8 @@ async def test_a_joiner_after_the_event_gets_the_next_run() -> None:
     assert node.origin.reads == 2
 
 
-async def test_a_joiner_before_the_read_gets_its_result() -> None:
+async def test_a_joiner_before_the_read_gets_its_result(node: ScriptedNode) -> None:
     """It asked before the read began, so what that read says is right for it, whatever happens afterwards."""
-    node = await following_node()
     node.origin.before_gate, node.origin.gate = before, gate = Gate(), Gate()
     reader_a = asyncio.create_task(node.read("token"))
     await before.arrived()
@@ -72,9 +85,8 @@ async def test_a_joiner_before_the_read_gets_its_result() -> None:
     assert node.origin.reads == 1
 
 
-async def test_a_late_joiner_shares_what_the_fence_admits() -> None:
+async def test_a_late_joiner_shares_what_the_fence_admits(node: ScriptedNode) -> None:
     """The harmless order: without an event in between, a late joiner has the result as a cached one."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     (reader_a,) = await start(node)
     await gate.arrived()
@@ -85,9 +97,8 @@ async def test_a_late_joiner_shares_what_the_fence_admits() -> None:
     assert node.origin.reads == 1
 
 
-async def test_a_late_joiner_does_not_share_without_a_lease() -> None:
+async def test_a_late_joiner_does_not_share_without_a_lease(node: ScriptedNode) -> None:
     """Nothing that is cached may be given without a lease, and a result that one has not asked for is cached."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     (reader_a,) = await start(node)
     await gate.arrived()
@@ -101,9 +112,8 @@ async def test_a_late_joiner_does_not_share_without_a_lease() -> None:
     assert version_of(await reader_b) == 1
 
 
-async def test_a_thousand_cold_readers_cost_one_request() -> None:
+async def test_a_thousand_cold_readers_cost_one_request(node: ScriptedNode) -> None:
     """All read one credential on one node; most of them join when the read has begun already."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     readers = await start(node, 500)
     await gate.arrived()
@@ -115,9 +125,8 @@ async def test_a_thousand_cold_readers_cost_one_request() -> None:
 
 
 @pytest.mark.parametrize("event", [changed, identity_changed])
-async def test_a_rejection_costs_one_request_more(event: Callable[[], list[Event]]) -> None:
+async def test_a_rejection_costs_one_request_more(node: ScriptedNode, event: Callable[[], list[Event]]) -> None:
     """No retry counter, and no extra load for a hot identity: all who joined too late share the next run."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     early = await start(node, 500)
     await gate.arrived()
@@ -139,9 +148,8 @@ async def stored(node: ScriptedNode) -> None:
     await turns_until(lambda: len(node.memory) == 1)
 
 
-async def test_an_event_between_the_end_of_a_run_and_the_waking_of_a_late_joiner() -> None:
+async def test_an_event_between_the_end_of_a_run_and_the_waking_of_a_late_joiner(node: ScriptedNode) -> None:
     """Fence and lease are asked after the wake-up: when the run ended, both still said yes."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     (reader_a,) = await start(node)
     await gate.arrived()
@@ -156,9 +164,10 @@ async def test_an_event_between_the_end_of_a_run_and_the_waking_of_a_late_joiner
     assert version_of(await reader_b) == 1
 
 
-async def test_the_end_of_the_lease_between_the_end_of_a_run_and_the_waking_of_a_late_joiner() -> None:
+async def test_the_end_of_the_lease_between_the_end_of_a_run_and_the_waking_of_a_late_joiner(
+    node: ScriptedNode,
+) -> None:
     """As with an event: a node that was frozen just there gives nothing cached."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     (reader_a,) = await start(node)
     await gate.arrived()
@@ -177,9 +186,8 @@ async def test_the_end_of_the_lease_between_the_end_of_a_run_and_the_waking_of_a
 # no-cache -------------------------------------------------------------------------------------------------------------
 
 
-async def test_no_cache_takes_no_run_whose_read_had_begun() -> None:
+async def test_no_cache_takes_no_run_whose_read_had_begun(node: ScriptedNode) -> None:
     """It wants what the origin says from now on: the run under way may have read before."""
-    node = await following_node()
     node.origin.gate = gate = Gate()
     (plain,) = await start(node)
     await gate.arrived()
@@ -194,9 +202,8 @@ async def test_no_cache_takes_no_run_whose_read_had_begun() -> None:
     assert node.origin.reads == 2
 
 
-async def test_no_cache_takes_a_run_whose_read_had_not_begun() -> None:
+async def test_no_cache_takes_a_run_whose_read_had_not_begun(node: ScriptedNode) -> None:
     """A read that begins after it joined is as good as its own."""
-    node = await following_node()
     node.origin.before_gate = gate = Gate()
     (plain,) = await start(node)
     await gate.arrived()
@@ -208,7 +215,7 @@ async def test_no_cache_takes_a_run_whose_read_had_not_begun() -> None:
     assert node.origin.reads == 1
 
 
-async def test_no_cache_makes_the_run_it_joins_pass_redis_by() -> None:
+async def test_no_cache_makes_the_run_it_joins_pass_redis_by(node: ScriptedNode) -> None:
     """It joins while Redis is being read: what lies there is not taken, and one request serves both readers."""
     a = await following_node()
     await a.read("token")
@@ -225,9 +232,8 @@ async def test_no_cache_makes_the_run_it_joins_pass_redis_by() -> None:
     assert node.origin.reads == 2, "A's and this one"
 
 
-async def test_no_cache_readers_share_a_run() -> None:
+async def test_no_cache_readers_share_a_run(node: ScriptedNode) -> None:
     """A thousand of them that ask together cost one request, however much they distrust the cache."""
-    node = await following_node()
     await node.read("token")
     readers = [asyncio.create_task(node.read("token", NO_CACHE)) for _ in range(1000)]
 
