@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from struct import Struct
 from typing import Any
 
 import msgspec
 import orjson
 
 from cache_node.feed.events import MAX_ID_BYTES, normalise_id
-from cache_node.feed.ids import pack_ids, split_ids, text_of_identity, unpack_id
+from cache_node.feed.ids import pack_id, unpack_id
 from cache_node.sessions.credential import Credential, cookie_minted_at
 from cache_node.sessions.hedged_lru import Node
 
@@ -22,22 +21,28 @@ CLOCK_TOLERANCE_SECONDS = 1.0
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _IDENTITY_LINE = b"x-kratos-authenticated-identity-id: %b\r\n"
-# Stands for the line with the entry's own identity, whose id is among the facts already.  No header has this value.
-_OWN_IDENTITY = _IDENTITY_LINE % b"\0"
-
-_TIME = Struct("<d")
+# Stands for the id of the entry's own identity, which the entry has already.  No header has this byte (origin.py).
+_OWN_IDENTITY = b"\0"
 
 
 class Entry(Node, gc=False):
     """A 200 of the origin.  Owned by the memory tier; the fence alone changes it (`number`, `admitted_version`).
 
-    `head` has the headers as HTTP/1.1 lines, but for what tells one session's from another's.  `facts` are ids and
-    times in one object: a million entries have no room for four.
+    A plain field for whatever a hit or the fence reads: ids and times packed into one object would take 112 bytes
+    less, and 0.15 µs more each time.
     """
 
     body: bytes
     head: bytes
-    facts: bytes
+    """The headers as HTTP/1.1 lines, but for what tells one session's from another's."""
+    session: bytes
+    """Id of the session that it shows, packed."""
+    identity: bytes
+    """Id of the session's identity, packed."""
+    expires_at: float
+    """When the session, or the cookie that presented it, ends by its own date; Unix seconds."""
+    fetched_at: float
+    """Unix seconds before the origin was asked."""
     generation: int
     number: int
     admitted_version: int = -1
@@ -55,9 +60,8 @@ class Entry(Node, gc=False):
         number: int,
     ) -> Entry:
         """`expires_at` and `fetched_at` are Unix seconds, `generation` and `number` the position of `as_of`."""
-        facts = pack_ids(session_id, identity_id) + _TIME.pack(expires_at) + _TIME.pack(fetched_at)
-        head = pack_headers(headers).replace(_IDENTITY_LINE % identity_id.encode(), _OWN_IDENTITY)
-        return cls(body, head, facts, generation, number)
+        head = pack_headers(headers).replace(_IDENTITY_LINE % identity_id.encode(), _IDENTITY_LINE % _OWN_IDENTITY)
+        return cls(body, head, pack_id(session_id), pack_id(identity_id), expires_at, fetched_at, generation, number)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Entry) and self._content() == other._content()
@@ -65,7 +69,8 @@ class Entry(Node, gc=False):
     __hash__ = None  # type: ignore[assignment]  # it changes
 
     def _content(self) -> tuple[object, ...]:
-        return self.body, self.headers, self.facts, self.generation, self.number
+        ids, times = (self.session, self.identity), (self.expires_at, self.fetched_at)
+        return self.body, self.headers, ids, times, self.generation, self.number
 
     @property
     def headers(self) -> Headers:
@@ -75,33 +80,7 @@ class Entry(Node, gc=False):
     @property
     def lines(self) -> bytes:
         """The headers as HTTP/1.1 lines, each with its end."""
-        before, own, after = self.head.partition(_OWN_IDENTITY)
-        if not own:
-            return before
-        line = _IDENTITY_LINE % text_of_identity(self.facts)
-        return b"%b%b%b" % (before, line, after.replace(_OWN_IDENTITY, line))
-
-    @property
-    def session_id(self) -> str:
-        """Of the session that it shows."""
-        return unpack_id(split_ids(self.facts)[0])
-
-    @property
-    def identity_id(self) -> str:
-        """Of the session's identity."""
-        return text_of_identity(self.facts).decode()
-
-    @property
-    def expires_at(self) -> float:
-        """When the session, or the cookie that presented it, ends by its own date; Unix seconds."""
-        expires_at: float = _TIME.unpack_from(self.facts, len(self.facts) - 2 * _TIME.size)[0]
-        return expires_at
-
-    @property
-    def fetched_at(self) -> float:
-        """Unix seconds before the origin was asked."""
-        fetched_at: float = _TIME.unpack_from(self.facts, len(self.facts) - _TIME.size)[0]
-        return fetched_at
+        return self.head.replace(_OWN_IDENTITY, unpack_id(self.identity))
 
     def is_expired(self, now: float) -> bool:
         """Whether the session, or the cookie that presented it, has ended by its own date."""

@@ -9,11 +9,11 @@ from cache_node.feed.position import Position
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.hedged_lru import GHOST_BYTES, HedgedLru, Node
 
-ENTRY_OVERHEAD_BYTES = 330
+ENTRY_OVERHEAD_BYTES = 460
 """What an entry costs beyond what it holds: node, key, a place in the index, heads of objects (tests measure it)."""
 REFUSAL_OVERHEAD_BYTES = 440
 """The same for a refusal, which has two numbers of its own."""
-SUBJECT_OVERHEAD_BYTES = 230
+SUBJECT_OVERHEAD_BYTES = 280
 """The same for knowing whose a credential was."""
 HEAD_OVERHEAD_BYTES = 48
 """What the headers cost beyond their bytes, where they are not shared."""
@@ -62,9 +62,10 @@ class _Heads:
 
 
 class Subject(Node, gc=False):
-    """Whose a credential was; `facts` as in an entry."""
+    """Whose a credential was; the ids as in an entry."""
 
-    facts: bytes
+    session: bytes
+    identity: bytes
 
 
 class MemoryTier:
@@ -129,14 +130,13 @@ class MemoryTier:
         self._discard_entry(name)
         self._refusals.discard(name)
 
-    def facts_of(self, name: bytes) -> bytes | None:
-        """Facts of the entry that the credential had while it was good, where only they are left."""
-        subject = self._subjects.get(name)
-        return None if subject is None else subject.facts
+    def get_subject(self, name: bytes) -> Subject | None:
+        """Whose the credential was while it was good, where only that is left of its entry."""
+        return self._subjects.get(name)
 
     def put_subject(self, name: bytes, entry: Entry) -> None:
         """Keep whose the credential is, without an answer."""
-        self._subjects.put(name, Subject(entry.facts))
+        self._subjects.put(name, Subject(entry.session, entry.identity))
 
     def _discard_entry(self, name: bytes) -> None:
         entry = self._entries.get(name)
@@ -145,7 +145,8 @@ class MemoryTier:
             self._entries.discard(name)
 
     def _size_of_entry(self, entry: Entry) -> int:
-        return len(entry.body) + len(entry.facts) + self._heads.size_of(entry.head) + ENTRY_OVERHEAD_BYTES
+        ids_bytes = len(entry.session) + len(entry.identity)
+        return len(entry.body) + ids_bytes + self._heads.size_of(entry.head) + ENTRY_OVERHEAD_BYTES
 
     def _size_of_refusal(self, refusal: Refusal) -> int:
         return len(refusal.body) + self._heads.size_of(refusal.head) + REFUSAL_OVERHEAD_BYTES
@@ -157,4 +158,4 @@ class MemoryTier:
 
 
 def _size_of_subject(subject: Subject) -> int:
-    return len(subject.facts) + SUBJECT_OVERHEAD_BYTES
+    return len(subject.session) + len(subject.identity) + SUBJECT_OVERHEAD_BYTES

@@ -440,8 +440,8 @@ class Reader:
         entry = self._memory.get(name)
         if (ends_at is not None and now >= ends_at) or (entry is not None and entry.is_expired(now)):
             return True
-        facts = self._memory.facts_of(name) if entry is None else entry.facts
-        return facts is not None and self._fence.is_gone(facts)
+        subject = self._memory.get_subject(name) if entry is None else entry
+        return subject is not None and self._fence.is_gone(subject)
 
     def _forget(self, keys: tuple[Key, ...], answer: OriginAnswer) -> None:
         """What was known, for an answer that is nothing to keep.  In its place stays a refusal that is none to give: as

@@ -1,7 +1,7 @@
 """Entries as Redis holds them: AES-256-GCM under a key that only the credential gives, with the key's name bound to it.
 
-Format: version byte, nonce of 12 random bytes, then the ciphertext of msgpack `[body, head, facts, generation,
-number]`, head (header lines) and facts (ids and times) packed as an entry has them.
+Format: version byte, nonce of 12 random bytes, then the ciphertext of msgpack `[body, head, session, identity,
+expires_at, fetched_at, generation, number]`, as an entry has them: head is header lines, the ids are packed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,28 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
 
-VERSION = b"\x03"
+VERSION = b"\x04"
 _NONCE_BYTES = 12
 _HEAD = len(VERSION) + _NONCE_BYTES
 _NONCE = slice(len(VERSION), _HEAD)
 
-_Row = tuple[bytes, bytes, bytes, int, int]
+_Row = tuple[bytes, bytes, bytes, bytes, float, float, int, int]
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Row)
 
 
 def seal(key: Key, entry: Entry) -> bytes:
     """The value to store under `key.name`."""
-    row: _Row = (entry.body, entry.head, entry.facts, entry.generation, entry.number)
+    row: _Row = (
+        entry.body,
+        entry.head,
+        entry.session,
+        entry.identity,
+        entry.expires_at,
+        entry.fetched_at,
+        entry.generation,
+        entry.number,
+    )
     nonce = os.urandom(_NONCE_BYTES)
     return VERSION + nonce + AESGCM(key.sealing).encrypt(nonce, _encoder.encode(row), key.name)
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cache_node.feed.events import Event, EventType
 from cache_node.feed.fence import BUCKETS, SWEPT_IDS, Fence
-from cache_node.feed.ids import pack_ids
+from cache_node.feed.ids import pack_id
 from cache_node.feed.position import Position
 from tests.fakes import ManualClock, changed, flush, identity_changed, revoked
 
@@ -31,8 +31,12 @@ class Kept:
     admitted_version: int = -1
 
     @property
-    def facts(self) -> bytes:
-        return pack_ids(self.session_id, self.identity_id)
+    def session(self) -> bytes:
+        return pack_id(self.session_id)
+
+    @property
+    def identity(self) -> bytes:
+        return pack_id(self.identity_id)
 
 
 def at(number: int) -> Position:
@@ -583,19 +587,19 @@ def test_what_is_gone_is_known_until_it_is_forgotten() -> None:
     clock = ManualClock()
     fence = Fence(clock, window_seconds=16.0, max_ids=1000)
     fence.reset(Position(1, 0))
-    assert not fence.is_gone(pack_ids("s", "i"))
+    assert not fence.is_gone(Kept(0, "s", "i"))
     fence.add(1, [Event(EventType.SESSION_REVOKED, "s")])
-    assert fence.is_gone(pack_ids("s", "i"))
+    assert fence.is_gone(Kept(0, "s", "i"))
     fence.add(2, [Event(EventType.SESSION_CHANGED, "s")])
-    assert not fence.is_gone(pack_ids("s", "i"))
+    assert not fence.is_gone(Kept(0, "s", "i"))
     fence.add(3, [Event(EventType.IDENTITY_CHANGED, None, "i")])
-    assert not fence.is_gone(pack_ids("s", "i"))
+    assert not fence.is_gone(Kept(0, "s", "i"))
     fence.add(4, [Event(EventType.IDENTITY_DELETED, None, "i")])
-    assert fence.is_gone(pack_ids("s", "i"))
+    assert fence.is_gone(Kept(0, "s", "i"))
     fence.add(5, [Event(EventType.SESSION_REVOKED, "t")])
-    assert fence.is_gone(pack_ids("t", "j"))
+    assert fence.is_gone(Kept(0, "t", "j"))
     fence.add(6, [Event(EventType.IDENTITY_CHANGED, None, "j")])
-    assert not fence.is_gone(pack_ids("t", "j")), "all sessions of it answer differently now"
+    assert not fence.is_gone(Kept(0, "t", "j")), "all sessions of it answer differently now"
     clock.advance(40.0)
     fence.forget_old()
-    assert not fence.is_gone(pack_ids("s", "i"))
+    assert not fence.is_gone(Kept(0, "s", "i"))

@@ -69,6 +69,12 @@ def put_entry(headers: Headers) -> Put:
     return lambda tier, number: tier.put(os.urandom(32), entry(number, headers=headers))
 
 
+def put_subject(tier: MemoryTier, number: int) -> bool:
+    name = os.urandom(32)
+    tier.put_subject(name, entry(number))
+    return tier.get_subject(name) is not None
+
+
 def put_refusal(tier: MemoryTier, number: int) -> bool:
     return tier.put_refusal(os.urandom(32), refusal(number))
 
@@ -88,6 +94,7 @@ def put_refusal(tier: MemoryTier, number: int) -> bool:
         ),
         pytest.param(put_entry(HEADERS * 6), 20_000, id="entries-with-many-headers"),
         pytest.param(put_refusal, 10_000, id="refusals"),
+        pytest.param(put_subject, 10_000, id="subjects"),
     ],
 )
 def test_what_is_accounted_is_what_it_takes(put: Put, count: int) -> None:
@@ -163,7 +170,9 @@ def test_one_key_is_either_known_or_refused() -> None:
 
     assert tier.get(b"key") is None
     assert tier.get_refusal(b"key") is None
-    assert tier.facts_of(b"key") == entry(1).facts, "whose it was is still known"
+    subject = tier.get_subject(b"key")
+    assert subject is not None, "whose it was is still known"
+    assert (subject.session, subject.identity) == (entry(1).session, entry(1).identity)
     tier.clear()
     assert tier.size_bytes == 0
 
@@ -177,7 +186,7 @@ OWN, OTHER = (f"{2:036d}".encode(), f"{3:036d}".encode())
     ids=["own", "another", "both", "empty", "odd", "none"],
 )
 def test_headers_stay_what_they_were_whatever_identity_they_name(identities: list[bytes]) -> None:
-    """An entry's own identity is kept once, in its facts, and written into the line again."""
+    """An entry's own identity is kept once, as an id, and written into the line again."""
     headers = (*HEADERS[:2], *((HEADERS[4][0], identity) for identity in identities), HEADERS[3])
     tier, key = MemoryTier(1 << 20), Key(os.urandom(32), os.urandom(32))
     for _ in range(2):  # the second finds what it has in common with the first
