@@ -114,7 +114,8 @@ def entry_of(number: int, body: bytes, as_of: Position) -> Entry:
     """As it comes from the network, each header in objects of its own."""
     session_id, identity_id = ids_of(token_of(number))
     headers = tuple((_copied(name), _copied(value % {b"identity": identity_id.encode()})) for name, value in HEADERS)
-    return Entry.of(body, headers, session_id, identity_id, 4e9, time.time(), as_of.generation, as_of.number)
+    expires_at = 4e9 + number
+    return Entry.of(body, headers, session_id, identity_id, expires_at, time.time(), as_of.generation, as_of.number)
 
 
 def _copied(value: bytes) -> bytes:
