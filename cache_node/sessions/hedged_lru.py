@@ -97,7 +97,7 @@ class HedgedLru(Generic[N]):
         return self._count
 
     def __contains__(self, key: bytes) -> bool:
-        return key[:KEY_BYTES] in self._shards[key[0]]
+        return self._count > 0 and key[:KEY_BYTES] in self._shards[key[0]]
 
     def get(self, key: bytes) -> N | None:
         """The value, marked as used."""
@@ -136,7 +136,8 @@ class HedgedLru(Generic[N]):
 
     def discard(self, key: bytes) -> None:
         """Forget the value, if there is one."""
-        self._remove(key)
+        if self._count:
+            self._remove(key)
 
     def clear(self) -> None:
         """Forget everything, but not what is at stake."""

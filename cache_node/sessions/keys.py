@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+
+import msgspec
 
 from cache_node.sessions.credential import Credential
 
 
-class Key(NamedTuple):
-    """`name` identifies the entry in both tiers, `sealing` is its AES-256 key; 32 bytes each."""
+class Key(msgspec.Struct, frozen=True, gc=False):
+    """`name` identifies the entry in both tiers, `sealing` is its AES-256 key; 32 bytes each.
+
+    [A NamedTuple takes 0.5 µs more to make, of the 40 of a redis hit.]
+    """
 
     name: bytes
     sealing: bytes

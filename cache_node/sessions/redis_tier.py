@@ -15,8 +15,9 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from redis.exceptions import ResponseError
 
 from cache_node.feed.names import RedisNames
@@ -44,7 +45,7 @@ LONGEST_PAUSE_SECONDS = 0.025
 _HELD, _NOT_KEPT = b"1", b"0"
 
 
-class _Read(NamedTuple):
+class _Read(msgspec.Struct, frozen=True):
     """One question for an entry; where there is a lock, for that too, and `tell` hears also whose it is."""
 
     keys: Sequence[Key]
@@ -52,7 +53,7 @@ class _Read(NamedTuple):
     lock: bytes | None = None
 
 
-class _Write(NamedTuple):
+class _Write(msgspec.Struct, frozen=True):
     """The command is made when it is sent: what waits is no second copy of the memory tier's."""
 
     command: Callable[[], Command]
