@@ -1,8 +1,9 @@
 """`python -m benchmarks.miss`: what it costs when the memory tier does not know.
 
-`tiers`: nodes over one Valkey.  In each round a new node gives memory hits, another reads sessions cold, and the new
-one finds those in Redis, as nodes do that have just started; so does a third, whose memory is full; each for 32
-readers.  Then one reader reads cold through a node and past it, whose difference is what the node adds.  `kratos`: the
+`tiers`: nodes over one Valkey.  In each round a node reads sessions cold; then new nodes, one after the other, give
+memory hits for a second and find those sessions in Redis for the next, as nodes do that have just started; so does
+one whose memory is full; each for 32 readers.  Then one reader reads cold through a node and past it, whose difference
+is what the node adds.  `kratos`: the
 same at a real Kratos, if one can be had; the first time it is built, which needs Go and takes minutes.  `crowd`: 1,000
 readers ask four nodes at once for a session that nobody knows: the origin should be asked once, for one node has the
 fill lock.  Exit status 1: it costs more than is promised.
@@ -40,6 +41,8 @@ ORIGIN_DELAY_SECONDS = 0.03
 """What Kratos takes under load, so that the crowd is there before the first answer is."""
 COLD_FACTOR = 24
 """Sessions are read cold for so many times longer than they are found in Redis, which is quicker."""
+NEW_NODES = 3
+"""In each round.  Hits in memory and in Redis are compared that are seconds apart: a shared machine's pace changes."""
 FULL = "redis, memory full"
 LITTLE_BYTES = 16 * 1024 * 1024
 """So much memory is soon full."""
@@ -67,6 +70,19 @@ class Cost:
         return self.node_us + self.valkey_us
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """With the memory hits that were measured next to it."""
+
+    cost: Cost
+    memory: Cost
+
+    @property
+    def times_memory(self) -> float:
+        """CPU of all processes by that of a memory hit."""
+        return self.cost.all_us / self.memory.all_us
+
+
 class Region:
     """A node that reads cold, its Valkey and its origin; and others that are asked."""
 
@@ -86,8 +102,8 @@ class Region:
         )
         return spent(load)
 
-    async def cold_then_redis(self, *others: Server) -> list[Cost]:
-        """The first node, asked for sessions that are new to all; then others, asked for the same."""
+    async def cold(self) -> tuple[Cost, int]:
+        """The first node, asked for sessions that are new to all; and the number of the first one."""
         first = self._take()
         spent = self._meter(self._first)
         cold = spent(await self._fresh(self._first, first, APART, READERS, self._seconds * COLD_FACTOR))
@@ -95,9 +111,10 @@ class Region:
         with redis.Redis.from_url(self._valkey.url) as client:
             await eventually(_at_rest(client), lambda: "Valkey still gets entries", 10.0)
         touch_memory(TOUCHED_BYTES)
-        return [cold, *[await self._redis(other, first, cold.load.requests) for other in others]]
+        return cold, first
 
-    async def _redis(self, asked: Server, first: int, count: int) -> Cost:
+    async def redis(self, asked: Server, first: int, count: int) -> Cost:
+        """A node, asked for so many sessions that are in Redis."""
         spent, before = self._meter(asked), origin_count(self._origin)
         found = spent(await self._fresh(asked, first, count, READERS, self._seconds))
         strays = origin_count(self._origin) - before
@@ -166,9 +183,9 @@ async def crowd(nodes: Sequence[Server], origin: Server, number: int) -> tuple[i
     return origin_count(origin) - before, took
 
 
-async def measure_tiers(options: argparse.Namespace) -> tuple[dict[str, list[Cost]], list[float]]:
+async def measure_tiers(options: argparse.Namespace) -> tuple[dict[str, list[Compared]], list[float]]:
     """Costs by tier, and what a cold read adds, round by round; printed, too, as the other cases do."""
-    costs: dict[str, list[Cost]] = {"memory": [], "redis": [], FULL: [], "cold": []}
+    costs: dict[str, list[Compared]] = {"memory": [], "redis": [], FULL: [], "cold": []}
     added = []
     async with contextlib.AsyncExitStack() as stack:
         origin = await stack.enter_async_context(python_app("origin"))
@@ -177,13 +194,19 @@ async def measure_tiers(options: argparse.Namespace) -> tuple[dict[str, list[Cos
         full = await stack.enter_async_context(node(origin, valkey.url, memory_bytes=str(LITTLE_BYTES)))
         region = Region(first, valkey, origin, options.seconds)
         for number in range(options.rounds):
-            async with node(origin, valkey.url) as new:
-                costs["memory"].append(await region.memory(new))
-                report.progress(f"round {number + 1}: memory")
-                for tier, cost in zip(("cold", "redis", FULL), await region.cold_then_redis(new, full), strict=True):
-                    costs[tier].append(cost)
+            cold, number_of_first = await region.cold()
+            sessions = number_of_first, cold.load.requests
+            memory = await region.memory(first)
+            costs["cold"].append(Compared(cold, memory))
+            costs[FULL].append(Compared(await region.redis(full, *sessions), memory))
+            for _ in range(NEW_NODES):
+                async with node(origin, valkey.url) as new:
+                    memory = await region.memory(new)
+                    costs["memory"].append(Compared(memory, memory))
+                    costs["redis"].append(Compared(await region.redis(new, *sessions), memory))
+            report.progress(f"round {number + 1}: memory and redis")
             added.append(await region.added())
-            report.progress(f"round {number + 1}: redis, and cold on one connection")
+            report.progress(f"round {number + 1}: cold on one connection")
     print(report.table(f"{READERS} readers", rows(costs)))
     print(f"\na cold read on one connection adds {report.spread([one * 1e6 for one in added])} µs to the origin's p50")
     return costs, added
@@ -204,28 +227,24 @@ async def measure_crowd(options: argparse.Namespace) -> list[tuple[int, float]]:
     return crowds
 
 
-def times_memory(costs: dict[str, list[Cost]], tier: str) -> list[float]:
-    """CPU of all processes by that of a memory hit, round by round."""
-    return [one.all_us / hit.all_us for one, hit in zip(costs[tier], costs["memory"], strict=True)]
-
-
-def rows(costs: dict[str, list[Cost]]) -> list[list[str]]:
+def rows(costs: dict[str, list[Compared]]) -> list[list[str]]:
     """The table of tiers."""
     made = [["answered from", "node CPU µs", "Valkey CPU µs", "both × memory", "requests/s", "p50 ms", "p99 ms"]]
-    for tier, each in costs.items():
+    for tier, compared in costs.items():
+        each = [one.cost for one in compared]
         row = [tier, *(report.spread([getattr(one, name) for one in each]) for name in ("node_us", "valkey_us"))]
-        row.append(report.spread(times_memory(costs, tier)))
+        row.append(report.spread([one.times_memory for one in compared]))
         row.append(f"{statistics.median(one.load.requests / one.load.seconds for one in each):.0f}")
         row += [report.spread([getattr(one.load, name) * 1000 for one in each]) for name in ("p50", "p99")]
         made.append(row)
     return made
 
 
-def judge(costs: dict[str, list[Cost]], beside: Sequence[Beside], asked: Sequence[int]) -> report.Verdicts:
+def judge(costs: dict[str, list[Compared]], beside: Sequence[Beside], asked: Sequence[int]) -> report.Verdicts:
     """What is promised of what was measured, and whether it holds."""
     verdicts = []
     if costs:
-        dear = statistics.median(times_memory(costs, "redis"))
+        dear = statistics.median(one.times_memory for one in costs["redis"])
         text = f"redis hit: {dear:.2f} × a memory hit's CPU, at most {REDIS_TIMES_MEMORY}"
         verdicts.append((text, dear <= REDIS_TIMES_MEMORY))
     if beside:

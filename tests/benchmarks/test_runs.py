@@ -236,6 +236,12 @@ def cost(node_us: float, valkey_us: float) -> miss.Cost:
     return miss.Cost(node_us, valkey_us, Load(requests=100, seconds=1.0, p50=0.001, p99=0.002, p999=0.003, max=0.004))
 
 
+def costs(node_us: float, valkey_us: float) -> dict[str, list[miss.Compared]]:
+    """Of redis hits, and of one that is beyond all, beside memory hits of 5 µs."""
+    memory = cost(5.0, 0.0)
+    return {"redis": [miss.Compared(cost(*one), memory) for one in ((node_us, valkey_us), (1.0, 0.0), (1000.0, 0.0))]}
+
+
 @pytest.mark.parametrize(
     ("node_us", "valkey_us", "through_ms", "asked", "broken"),
     [
@@ -248,18 +254,21 @@ def cost(node_us: float, valkey_us: float) -> miss.Cost:
 def test_a_miss_is_judged_with_all_that_it_costs(
     node_us: float, valkey_us: float, through_ms: float, asked: int, broken: list[str]
 ) -> None:
-    costs = {"memory": [cost(5.0, 0.0)] * 3, "redis": [cost(node_us, valkey_us)] * 3}
     beside = [Beside([0.001, through_ms / 1000, 0.1], [0.001, 0.004, 0.1], False)] * 3
     beside += [Beside([0.009], [0.004], True)] * 3  # which is no promise
-    verdicts = miss.judge(costs, beside, [1, asked, 1])
+    verdicts = miss.judge(costs(node_us, valkey_us), beside, [1, asked, 1])
     assert len(verdicts) == 3
     assert [text.partition(":")[0].partition(" at ")[0] for text, holds in verdicts if not holds] == broken
 
 
 def test_of_a_miss_that_is_judged_which_was_measured() -> None:
-    costs = {"memory": [cost(5.0, 0.0)], "redis": [cost(30.0, 1.0)]}
     beside = [Beside([0.001, 0.004], [0.001, 0.004], False)]
-    cases = [miss.judge(costs, [], []), miss.judge({}, beside, []), miss.judge({}, [], [1]), miss.judge({}, [], [])]
+    cases = [
+        miss.judge(costs(30.0, 1.0), [], []),
+        miss.judge({}, beside, []),
+        miss.judge({}, [], [1]),
+        miss.judge({}, [], []),
+    ]
     assert [[text.split()[0] for text, _ in verdicts] for verdicts in cases] == [["redis"], ["cold"], ["1000"], []]
 
 
@@ -281,7 +290,7 @@ async def test_without_a_kratos_the_rest_is_judged(
     monkeypatch.setattr(beside_kratos, "find_installation", find)
     assert await miss.measure_beside_kratos(argparse.Namespace(rounds=1)) == []
     assert capsys.readouterr().out == "not measured beside a real Kratos: no Postgres\n"
-    verdicts = miss.judge({"memory": [cost(5.0, 0.0)], "redis": [cost(30.0, 1.0)]}, [], [1])
+    verdicts = miss.judge(costs(30.0, 1.0), [], [1])
     assert [holds for _, holds in verdicts] == [True, True]
 
 
