@@ -16,11 +16,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Hear = Callable[[T | BaseException, bool], None]
+"""Is told once: the result of a run, or what its fill raised; and whether its read began after this one had joined."""
 
 
 class Flight(Generic[T]):
@@ -34,8 +37,8 @@ class Flight(Generic[T]):
         """Who joined after the read began, and is not awake yet."""
         self.all_awake = asyncio.Event()
         self.task: asyncio.Task[T]
-        self.early: list[tuple[Callable[[asyncio.Task[T]], None], Callable[[T], None]]] = []
-        """Of those who wait without a task, and joined before the read: what hears of the run's end, and of more."""
+        self.waiting: list[tuple[Hear[T], bool]] = []
+        """Who waits without a task, and whether they joined before the read."""
 
     def begin_read(self) -> None:
         """Who joins from now on was not there before the read."""
@@ -44,13 +47,10 @@ class Flight(Generic[T]):
     async def tell_early(self, result: T) -> None:
         """Let those have it who wait without a task and joined before the read, and their answers go out, before the
         run does what it must do with the result; who joins meanwhile joins this run."""
-        early, self.early = self.early, []
-        for landed, hear in early:
-            self.task.remove_done_callback(landed)
-            try:
-                hear(result)
-            except Exception:  # one reader's trouble, and not that of the others
-                logger.exception("a reader could not be told")
+        early = [hear for hear, joined_before_read in self.waiting if joined_before_read]
+        self.waiting = [each for each in self.waiting if not each[1]]
+        for hear in early:
+            _tell(hear, result, True)
         if early:
             await asyncio.sleep(0)
 
@@ -82,24 +82,21 @@ class Flights(Generic[T]):
                 self._wake(name, flight)
 
     def join_later(
-        self,
-        name: bytes,
-        fill: Callable[[Flight[T]], Awaitable[T]],
-        hear: Callable[[T | BaseException, bool], None],
-        *,
-        ask_origin: bool,
+        self, name: bytes, fill: Callable[[Flight[T]], Awaitable[T]], hear: Hear[T], *, ask_origin: bool
     ) -> None:
-        """The same for who has no task to wait with; `hear` is told the result, or what the fill raised."""
+        """The same for who has no task to wait with."""
         flight, joined_before_read = self._board(name, fill, ask_origin)
+        if not flight.waiting:
+            flight.task.add_done_callback(partial(self._land, name, flight))
+        flight.waiting.append((hear, joined_before_read))
 
-        def landed(task: asyncio.Task[T]) -> None:
+    def _land(self, name: bytes, flight: Flight[T], task: asyncio.Task[T]) -> None:
+        outcome = asyncio.CancelledError() if task.cancelled() else task.exception() or task.result()
+        waiting, flight.waiting = flight.waiting, []
+        for hear, joined_before_read in waiting:
             if not joined_before_read:
                 self._wake(name, flight)
-            hear(_outcome_of(task), joined_before_read)
-
-        flight.task.add_done_callback(landed)
-        if joined_before_read:
-            flight.early.append((landed, lambda result: hear(result, True)))
+            _tell(hear, outcome, joined_before_read)
 
     def _board(
         self, name: bytes, fill: Callable[[Flight[T]], Awaitable[T]], ask_origin: bool
@@ -132,7 +129,8 @@ class Flights(Generic[T]):
                 self._landed[name] = flight
 
 
-def _outcome_of(task: asyncio.Task[T]) -> T | BaseException:
-    if task.cancelled():
-        return asyncio.CancelledError()
-    return task.exception() or task.result()
+def _tell(hear: Hear[T], outcome: T | BaseException, joined_before_read: bool) -> None:
+    try:
+        hear(outcome, joined_before_read)
+    except Exception:  # one reader's trouble, and not that of the others
+        logger.exception("a reader could not be told")

@@ -151,3 +151,56 @@ async def test_latecomers_that_go_away_hold_nobody_up(flights: Flights[str]) -> 
 
     assert await flights.join(b"key", fill, ask_origin=False) == ("run 2", True)
     await first
+
+
+async def test_who_waits_without_a_task_is_told_as_early_as_may_be(flights: Flights[str]) -> None:
+    """Before the run ends, if they joined before its read; and what goes wrong with one of them is not the others'."""
+    told: list[tuple[str, object, bool]] = []
+    read, stored = asyncio.Event(), asyncio.Event()
+
+    async def fill(flight: Flight[str]) -> str:
+        flight.begin_read()
+        await read.wait()
+        await flight.tell_early("read")
+        await stored.wait()
+        return "stored"
+
+    def join(who: str) -> None:
+        def hear(outcome: str | BaseException, joined_before_read: bool) -> None:
+            told.append((who, outcome, joined_before_read))
+            if who.startswith("bad"):
+                raise RuntimeError("of this reader")
+
+        flights.join_later(b"key", fill, hear, ask_origin=False)
+
+    for who in ("bad early", "early"):
+        join(who)
+    await turns(2)
+    for who in ("bad late", "late"):
+        join(who)
+    read.set()
+    await turns(3)
+    early = [("bad early", "read", True), ("early", "read", True)]
+    assert told == early
+    stored.set()
+    await turns(3)
+    assert told == [*early, ("bad late", "stored", False), ("late", "stored", False)]
+    assert not len(flights)
+    assert not flights._landed
+
+
+@pytest.mark.parametrize("ends", [RuntimeError("a bug"), asyncio.CancelledError()])
+async def test_who_waits_without_a_task_hears_why_there_is_nothing(flights: Flights[str], ends: BaseException) -> None:
+    told: list[str | BaseException] = []
+
+    async def fill(flight: Flight[str]) -> str:
+        raise ends
+
+    flights.join_later(b"key", fill, lambda outcome, _: told.append(outcome), ask_origin=False)
+    await turns(3)
+    assert [type(outcome) for outcome in told] == [type(ends)]
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
