@@ -36,7 +36,8 @@ NODE_ANSWER_SECONDS = 10.0
 DEFAULT_WAIT_SECONDS = 5.0
 MAX_WAIT_SECONDS = 60.0  # as a node's admin port has it
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
-_INTERRUPTED = 130
+INTERRUPTED = 130
+"""Exit status, as a shell has it for SIGINT."""
 _CHECK_THE_FEED = f"check {variable('redis_url')} and the server"
 
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CacheNodeError as error:
         return _fail(str(error), 2 if isinstance(error, ConfigurationError) else 1)
     except (KeyboardInterrupt, click.Abort):
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:  # who read our output has left
         return _without_stdout(1)
     except OSError as error:

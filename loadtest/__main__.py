@@ -1,6 +1,6 @@
 """`python -m loadtest`: a minute of users at the demo, whose Valkey and one of whose nodes are taken away meanwhile.
 
-Exit status: 0 good, 1 wrong answers or too slow, 2 could not run.
+Exit status: 0 good, 1 wrong answers or too slow, 2 could not run, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 from locust.env import Environment
 
+from cache_node.cli import INTERRUPTED
 from cache_node.environment import check_http_url
 from cache_node.errors import CacheNodeError, ConfigurationError
 from loadtest.region import DemoRegion, Region, Service
@@ -91,7 +92,7 @@ def main(
         sys.exit(COULD_NOT_RUN)
     except KeyboardInterrupt:
         click.echo("interrupted: no verdict", err=True)
-        sys.exit(COULD_NOT_RUN)
+        sys.exit(INTERRUPTED)
     click.echo(summary(run.results, verdict))
     click.echo(f"report: {report}")
     sys.exit(verdict.exit_status)

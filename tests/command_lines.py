@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 
-INTERRUPTED = 130
+from cache_node.cli import INTERRUPTED
 
 
 def at_least(least: int, step: int = 1) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.command_lines import INTERRUPTED
+from cache_node.cli import INTERRUPTED
 from tests.waiting import eventually_blocking
 
 
@@ -20,6 +20,7 @@ from tests.waiting import eventually_blocking
     [
         ("benchmarks evict", "evict begins"),
         ("benchmarks.feed --cases publish", "publish"),
+        ("loadtest --seconds 30 --users 20", "answers ("),
         ("tests.histories", "seed 0:"),
         pytest.param("tests.guards feed-fence", "caught", marks=pytest.mark.slow),
     ],
