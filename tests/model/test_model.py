@@ -42,7 +42,8 @@ def verify(run: Run, folder: Path) -> Verdict:
     is_hash = run.seconds is not None
     search = "-DBITSTATE" if is_hash else "-DCOLLAPSE"
     options = ["-DSAFETY", search, f"-DMEMLIM={MEMORY_MIB}", "-DNOFAIR", "-DVECTORSZ=2048"]
-    _call(folder, "gcc", "-O2", "-w", *options, "-o", "pan", "pan.c")
+    # -O1: most searches take less time than compiling them, and -O2 makes none of them faster.
+    _call(folder, "gcc", "-O1", "-w", *options, "-o", "pan", "pan.c")
     began = time.monotonic()
     seconds = run.seconds or EXACT_SECONDS
     try:
@@ -62,7 +63,9 @@ def verify(run: Run, folder: Path) -> Verdict:
 
 
 def _call(folder: Path, *command: str, seconds: float | None = None) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=seconds, check=False)
+    """What it said; it leaves the cores to tests that run meanwhile in another process and have deadlines."""
+    nicely = ("nice", "-n", "19", *command)
+    done = subprocess.run(nicely, cwd=folder, capture_output=True, timeout=seconds, check=False)
     text = done.stdout.decode() + done.stderr.decode()
     assert done.returncode == 0 or command[0] == "./pan", text
     return text
