@@ -141,8 +141,14 @@ async def test_a_refusal_known_before_the_outage_ends_with_its_few_seconds(nodes
 
 Kind = Literal["cached", "new", "bad"]
 CLIENTS: dict[Kind, int] = {"cached": 4, "new": 8, "bad": 4}
-ANSWERS_A_PHASE: dict[Kind, int] = {"cached": 300, "new": 300, "bad": 8}
-"""At least so many are awaited before the database is stopped, and again while it is away."""
+ANSWERS_A_PHASE: dict[tuple[Kind, int], int] = {
+    ("cached", 200): 300,
+    ("new", 200): 300,
+    ("new", 503): 100,  # each takes half a second
+    ("bad", 401): 8,
+    ("bad", 503): 8,
+}
+"""At least so many are awaited before the database is stopped, or while it is away."""
 
 
 MORE_SESSIONS = """
@@ -222,7 +228,7 @@ class Crowd:
         """Return when enough more answers of each of these kinds and statuses have come."""
         before = self.seen.copy()
         await eventually(
-            lambda: all(self.seen[each] >= before[each] + ANSWERS_A_PHASE[each[0]] for each in wanted),
+            lambda: all(self.seen[each] >= before[each] + ANSWERS_A_PHASE[each] for each in wanted),
             lambda: f"{self.seen - before} since {before}",
             30.0,
         )
