@@ -13,6 +13,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NODE   := $(VENV)/.installed-node# extras node and embedded
 DEV    := $(VENV)/.installed-dev#  extra dev, which includes both
+TWO    := -n 2 --dist loadfile#    pytest in two processes: most tests wait for something; -n 0 in ARGS: in one
 
 # A .venv holds absolute paths: one that was copied or moved with its checkout is made anew.
 ifneq ($(shell cat $(VENV)/.checkout 2>/dev/null),$(CURDIR))
@@ -32,7 +33,7 @@ demo: $(if $(findstring kratos,$(ARGS)),$(DEV),$(NODE)) ## the tour: embedded Va
 
 .PHONY: test
 test: $(DEV) ## all tests that need no toolchain beyond Python
-	@exec $(BIN)/python -m pytest -m "not kratos and not model" $(ARGS)
+	@exec $(BIN)/python -m pytest $(TWO) -m "not kratos and not model" $(ARGS)
 
 .PHONY: unit
 unit: $(DEV) ## those of them that start no server and no other process: under 30 s
@@ -40,7 +41,7 @@ unit: $(DEV) ## those of them that start no server and no other process: under 3
 
 .PHONY: test-all
 test-all: $(DEV) ## those, a real Kratos (needs Go) and the models (need spin, gcc); names what it skipped
-	@exec $(BIN)/python -m pytest -rs --no-fold-skipped $(ARGS)
+	@exec $(BIN)/python -m pytest $(TWO) -rs --no-fold-skipped $(ARGS)
 
 .PHONY: check
 check: $(DEV) ## lint, format, types

