@@ -31,6 +31,10 @@ install: $(NODE) ## make .venv with .venv/bin/cache-node, and nothing else
 demo: $(if $(findstring kratos,$(ARGS)),$(DEV),$(NODE)) ## the tour: embedded Valkey, demo origin, two nodes; ARGS="--once --json"
 	@exec $(BIN)/cache-node demo $(ARGS)
 
+.PHONY: kratos
+kratos: $(NODE) ## build a real Kratos (needs Go), which else the first that needs one does
+	@exec $(BIN)/python -m cache_node.demo.kratos_build
+
 .PHONY: test
 test: $(DEV) ## all tests that need no toolchain beyond Python
 	@exec $(BIN)/python -m pytest $(TWO) -m "not kratos and not model" $(ARGS)

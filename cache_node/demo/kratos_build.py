@@ -57,6 +57,19 @@ def find_go() -> str:
     return go
 
 
+def main() -> int:
+    """Build it if need be, for those who need it later; returns the exit status.  SIGTERM ends the build."""
+    try:
+        asyncio.run(_build_until_sigterm())
+    except CacheNodeError as error:
+        print_progress(str(error))
+    except asyncio.CancelledError:
+        print_progress("building Kratos: ended")
+    else:
+        return 0
+    return 1
+
+
 async def build_kratos(
     build_directory: Path | None = None,
     *,
@@ -83,6 +96,12 @@ async def build_kratos(
             f"building Kratos took more than {timeout_seconds:.0f} s: see {directory / 'build.log'}"
         ) from None
     return binary
+
+
+async def _build_until_sigterm() -> None:
+    building = asyncio.ensure_future(build_kratos())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, building.cancel)
+    await building
 
 
 def _module_files() -> dict[str, bytes]:
@@ -128,7 +147,7 @@ async def _build(go: str, directory: Path, binary: Path, progress: Progress) -> 
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+        process_group=0,  # not a session: Linux may weigh sessions against each other, whatever the niceness in one
     )
     started = time.monotonic()
     last = ""
@@ -166,3 +185,7 @@ async def _follow(output: asyncio.StreamReader, log: Path, progress: Progress) -
                 seconds = reported - started
                 progress(f"building Kratos: {downloads} modules fetched, {packages} packages compiled, {seconds:.0f} s")
     return others[0] if others else "no reason given"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

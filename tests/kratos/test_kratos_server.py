@@ -7,10 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cache_node.demo.api import COOKIE_NAME
@@ -20,6 +19,7 @@ from cache_node.demo.postgres_server import StopMode
 from cache_node.errors import CacheNodeError
 from tests.demo.exchanges import load
 from tests.demo.scenario import RECORDING, Outage, Scenario
+from tests.waiting import eventually, eventually_blocking
 
 PASSWORD = "correct horse battery"
 
@@ -144,6 +144,28 @@ async def test_a_failed_build_is_one_line_and_leaves_nothing_to_run(
     assert [name for name in os.listdir(tmp_path / "build") if name.startswith("kratos-")] == []
 
 
+def test_a_build_is_as_nice_as_its_caller_and_ends_with_sigterm(tmp_path: Path) -> None:
+    """In the session of its caller, for Linux may share the cores between sessions, whatever the niceness in each."""
+    go, said = tmp_path / "go", tmp_path / "said"
+    go.write_text(f"#!/bin/sh\necho $$ >{said}\nexec sleep 600\n")
+    go.chmod(0o755)
+    building = subprocess.Popen(
+        [sys.executable, "-m", "cache_node.demo.kratos_build"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        eventually_blocking(lambda: said.exists() and said.read_text().endswith("\n"), timeout_seconds=30.0)
+        child = psutil.Process(int(said.read_text()))
+        assert os.getsid(child.pid) == os.getsid(0)
+    finally:
+        building.terminate()
+        _, errors = building.communicate(timeout=30)
+    assert (building.returncode, errors.splitlines()[-1]) == (1, b"building Kratos: ended")
+    assert psutil.wait_procs([child], timeout=10.0)[1] == []
+
+
 async def test_nothing_is_left_after_a_stop(kratos: KratosServer) -> None:
     server = KratosServer()
     await server.start()
@@ -176,18 +198,11 @@ async def test_servers_end_with_the_process_that_started_them(kratos: KratosServ
     )
     assert done.returncode == (-signal.SIGKILL if how == "killed" else 0)
     directory = Path(done.stdout.decode().strip())
-    await eventually(lambda: processes_below(directory) == [], lambda: str(processes_below(directory)))
+    await eventually(lambda: processes_below(directory) == [], lambda: processes_below(directory), 10.0)
     is_left = await asyncio.to_thread(directory.exists)
     assert is_left == (how == "killed")  # nobody is there to remove it after SIGKILL
     if is_left:
         await asyncio.to_thread(shutil.rmtree, directory)
-
-
-async def eventually(is_true: Callable[[], bool], state: Callable[[], str], timeout_seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not is_true():
-        assert time.monotonic() < deadline, state()
-        await asyncio.sleep(0.02)
 
 
 def processes_below(directory: Path) -> list[str]:
