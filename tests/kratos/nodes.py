@@ -23,6 +23,9 @@ from tests.two_nodes import start_two_nodes
 PASSWORD = "correct horse battery"
 WHOAMI = "/sessions/whoami"
 MEMORY, REDIS, NEGATIVE = (f"cache-node; hit; detail={tier}" for tier in ("memory", "redis", "negative"))
+SOON_SECONDS = 1.0
+"""Within this a good token must be answered once Kratos is ready."""
+TTL_SECONDS = 0.5
 
 _people = itertools.count()
 
