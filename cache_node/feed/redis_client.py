@@ -100,6 +100,8 @@ class Wire:
             self._connection.close()
 
     async def _connected(self) -> Any:
+        if self._is_closed:
+            raise RedisConnectionError("The connection was closed before it was made.")
         connection = self._pool.make_connection()
         try:
             await connection.connect()

@@ -37,6 +37,8 @@ class Flight(Generic[T]):
         """Who joined after the read began, and is not awake yet."""
         self.all_awake = asyncio.Event()
         self.task: asyncio.Task[T]
+        self.has_told = False
+        """Whether somebody has the result already."""
         self.waiting: list[tuple[Hear[T], bool]] = []
         """Who waits without a task, and whether they joined before the read."""
 
@@ -52,6 +54,7 @@ class Flight(Generic[T]):
         for hear in early:
             _tell(hear, result, True)
         if early:
+            self.has_told = True
             await asyncio.sleep(0)
 
 
@@ -122,6 +125,10 @@ class Flights(Generic[T]):
             if before is not None:
                 await before.all_awake.wait()
             return await fill(flight)
+        except Exception:
+            if flight.has_told:  # and so perhaps nobody else hears of this
+                logger.exception("a run failed behind its answer")
+            raise
         finally:
             # Whoever is woken by the result and must ask again finds no flight, or one whose read has not begun.
             del self._flights[name]

@@ -31,12 +31,14 @@ class RoundTrips:
         self._wires: asyncio.LifoQueue[Wire] = asyncio.LifoQueue()
         for _ in range(MAX_CONNECTIONS):
             self._wires.put_nowait(Wire(url, timeout_seconds=TIMEOUT_SECONDS))
+        self._is_closed = False
         self._waiting = 0
-        """Trips that took no wire at once."""
+        """Trips without a wire, which those that come later must not overtake for ever."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, those under way with their replies; whoever sends something now hears of none."""
+        self._is_closed = True
         while not self._wires.empty():
             self._wires.get_nowait().close()
 
@@ -44,9 +46,12 @@ class RoundTrips:
         """`hear` is told once, and not before this has returned: the replies in order, an error of a command in place
         of its reply; None if they did not come in time.
 
-        Repeated once, on a new connection, if the old one turned out to be broken.  The deadline includes the wait for
+        Repeated on a new connection, twice at most, if one turned out to be broken.  The deadline includes the wait for
         a connection: else the calls of a stall would queue for many times as long.
         """
+        if self._is_closed:
+            self._loop.call_soon(hear, None)
+            return
         if not self._waiting and not self._wires.empty():
             wire = self._wires.get_nowait()
             if wire.is_open:
@@ -61,7 +66,7 @@ class RoundTrips:
 
         def heard(replies: list[Any] | Exception) -> None:
             deadline.cancel()
-            self._wires.put_nowait(wire)
+            self._give_back(wire)
             if isinstance(replies, RedisConnectionError):
                 self._spawn(self._send_in_turn(commands, hear, deadline.when()))
             else:
@@ -74,18 +79,28 @@ class RoundTrips:
 
     async def _send_in_turn(self, commands: Sequence[Command], hear: Hear, until: float) -> None:
         replies = None
-        self._waiting += 1
         try:
             with contextlib.suppress(*REDIS_ERRORS):
                 async with asyncio.timeout_at(until):
-                    wire = await self._wires.get()
+                    wire = await self._free_wire()
                     try:
                         replies = await self._exchanged(wire, commands)
                     finally:
-                        self._wires.put_nowait(wire)
+                        self._give_back(wire)
+        finally:
+            hear(replies)
+
+    async def _free_wire(self) -> Wire:
+        self._waiting += 1
+        try:
+            return await self._wires.get()
         finally:
             self._waiting -= 1
-            hear(replies)
+
+    def _give_back(self, wire: Wire) -> None:
+        if self._is_closed:
+            wire.close()
+        self._wires.put_nowait(wire)
 
     async def _exchanged(self, wire: Wire, commands: Sequence[Command]) -> list[Any]:
         try:

@@ -856,6 +856,19 @@ def test_a_read_that_fails_is_the_servers_failure(
     assert "a read failed" in caplog.text
 
 
+def test_a_read_that_fails_behind_its_answer_is_said(
+    both: Both, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that can store nothing must not look healthy."""
+    side = both.fast
+    side.ask(COLD)
+    side.node.origin.add("another")
+    monkeypatch.setattr(side.node.reader, "_store", _fail_at_once)
+    assert side.ask(COLD.replace(b"cold", b"another")).startswith(b"HTTP/1.1 200 ")
+    assert "a run failed behind its answer" in caplog.text
+    assert "a bug" in caplog.text
+
+
 def test_a_reader_that_cannot_be_told_keeps_no_other_waiting(
     both: Both, shared: list[Redis], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -881,4 +894,8 @@ def test_a_reader_that_cannot_be_told_keeps_no_other_waiting(
 
 
 async def _fail(*_: object) -> Answer:
+    raise RuntimeError("a bug")
+
+
+def _fail_at_once(*_: object) -> Answer:
     raise RuntimeError("a bug")
