@@ -10,12 +10,14 @@ import locust  # isort: skip  # noqa: F401  # first: it patches the standard lib
 import itertools
 import math
 import secrets
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
 
 import click
+import gevent
 from locust.env import Environment
 
 from cache_node.cli import INTERRUPTED
@@ -78,6 +80,8 @@ def main(
         raise click.UsageError(str(error)) from None
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     limits = Limits()
+    # As Python has it, it would end whichever user runs just then, who says so at length.
+    gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     try:
         with _region(nodes, origin, max_staleness) as region:
             run = Run(region, limits, max_staleness, seed)
