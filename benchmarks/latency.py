@@ -26,7 +26,7 @@ from loadtest.charts import Chart, Series, standalone
 from loadtest.results import percentile
 from tests.command_lines import at_least_one, exit_status
 
-RATES = (500, 1000, 2000, 4000, 8000, 16000, 24000, 32000, 48000, 64000, 96000)
+RATES = (500, 1000, 2000, 4000, 8000, 16000, 24000, 32000, 48000, 64000, 96000, 128000, 160000, 200000)
 CONNECTIONS = 64
 LATE_SECONDS = 0.25
 """Of its last answers: then the server, or the machine, does not follow."""
