@@ -32,7 +32,7 @@ demo: $(if $(findstring kratos,$(ARGS)),$(DEV),$(NODE)) ## the tour: embedded Va
 	@exec $(BIN)/cache-node demo $(ARGS)
 
 .PHONY: kratos
-kratos: $(NODE) ## build a real Kratos (needs Go), which else the first that needs one does
+kratos: $(NODE) ## build the real Kratos that some tests, demos and benchmarks need, beforehand (needs Go)
 	@exec $(BIN)/python -m cache_node.demo.kratos_build
 
 .PHONY: test

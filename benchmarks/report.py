@@ -36,8 +36,18 @@ def parser(name: str, about: str | None, *, rounds: int = 3, seconds: float = 2.
     )
     made.add_argument("--rounds", type=at_least_one, default=rounds, help=f"default: {rounds}")
     made.add_argument("--seconds", type=above_zero, default=seconds, help=f"of each measurement (default: {seconds:g})")
-    made.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
+    made.add_argument("--results", type=_folder, default=RESULTS, help="folder for the JSON")
     return made
+
+
+def _folder(text: str) -> Path:
+    """Made at once: who cannot write there hears of it before all is measured."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"is no folder to write to: {error.strerror}, {text!r}") from None
+    return folder
 
 
 def run(measured: Coroutine[Any, Any, int]) -> int:

@@ -153,6 +153,7 @@ def test_verdicts_of_a_busy_machine_are_said_to_be_so(
         ("feed --rate 0", "--rate: must be a whole number"),
         ("feed --events 10 --cases apply", "--events: must be a multiple of 1000, at least 1000, not '10'"),
         ("feed --events 1500", "--events: must be a multiple of 1000, at least 1000, not '1500'"),
+        ("feed --results /proc/nope", "--results: is no folder to write to: No such file or directory, '/proc/nope'"),
         ("evict --reads 0", "--reads: must be a whole number"),
         ("memory --entries 0", "--entries: must be a whole number"),
         ("memory --fill 0", "--fill: must be a whole number"),
