@@ -105,9 +105,10 @@ class Region:
     async def cold(self) -> tuple[Cost, int]:
         """The first node, asked for sessions that are new to all; and the number of the first one."""
         first = self._take()
+        report.progress(f"a node reads sessions cold for {self._seconds * COLD_FACTOR:g} s, which Redis has then")
         spent = self._meter(self._first)
         cold = spent(await self._fresh(self._first, first, APART, READERS, self._seconds * COLD_FACTOR))
-        report.progress(f"{cold.load.requests} read cold")
+        report.progress(f"it has read {cold.load.requests}")
         with redis.Redis.from_url(self._valkey.url) as client:
             await eventually(_at_rest(client), lambda: "Valkey still gets entries", 10.0)
         touch_memory(TOUCHED_BYTES)
