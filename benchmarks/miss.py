@@ -3,10 +3,9 @@
 `tiers`: nodes over one Valkey.  In each round a node reads sessions cold; then new nodes, one after the other, give
 memory hits for a second and find those sessions in Redis for the next, as nodes do that have just started; so does
 one whose memory is full; each for 32 readers.  Then one reader reads cold through a node and past it, whose difference
-is what the node adds.  `kratos`: the
-same at a real Kratos, if one can be had; the first time it is built, which needs Go and takes minutes.  `crowd`: 1,000
-readers ask four nodes at once for a session that nobody knows: the origin should be asked once, for one node has the
-fill lock.  Exit status 1: it costs more than is promised.
+is what the node adds.  `kratos`: the same at a real Kratos, if one can be had; the first time it is built, which needs
+Go and takes minutes.  `crowd`: 1,000 readers ask four nodes at once for a session that nobody knows: the origin should
+be asked once, for one node has the fill lock.  Exit status 1: it costs more than is promised.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from cache_node.errors import OriginUnavailableError
 from cache_node.http.credentials import ANONYMOUS, MIXED, NoCredential, extract
 from cache_node.http.errors import error_body
 from cache_node.http.plain import wants_of, why_not_plain
-from cache_node.sessions.answer import Answer, Tier, Wants
+from cache_node.sessions.answer import Answer, Tier
 from cache_node.sessions.credential import Credential
 from cache_node.sessions.entry import Headers
 from cache_node.sessions.origin import WHOAMI_PATH
@@ -73,21 +73,15 @@ class Whoami:
         await _send(answer, send, is_head=scope["method"] == "HEAD")
         self._observer.observe_request(answer.tier, answer.status, answer.detail, time.perf_counter() - begun)
 
-    async def _read(self, credential: Credential, wants: Wants) -> Answer:
-        try:
-            return await self._reader.read(credential, wants)
-        except OriginUnavailableError as exc:
-            return unavailable(exc, "origin")
-
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         credential = extract(headers, self._session_cookie)  # 1
         why = why_not_plain(scope["method"], headers, scope["query_string"])
         if why is not None or credential is MIXED:
             return await self._pass_on(scope, receive, why or "mixed", credential)
-        if isinstance(credential, Credential):
-            return await self._read(credential, wants_of(headers))
         try:
+            if isinstance(credential, Credential):
+                return await self._reader.read(credential, wants_of(headers))
             return await self._reader.read_anonymous()
         except OriginUnavailableError as exc:
             return unavailable(exc, "origin")

@@ -6,6 +6,7 @@
     4. join or start the flight                       9. store, and answer every waiter
     5. take `as_of`
 
+In step 9 the fast lane's waiters that were there before the read come first, for what it says is theirs in any case.
 Fence and lease are asked at every hit, after every await, and before every store, with no await in between.  What goes
 to Redis is written behind that, which is safe, because every reader of it asks again.
 """

@@ -24,7 +24,7 @@ from cache_node.feed.names import RedisNames
 from cache_node.sessions.entry import Entry
 from cache_node.sessions.keys import Key
 from cache_node.sessions.ports import Tell
-from cache_node.sessions.round_trips import TIMEOUT_SECONDS, Command, RoundTrips
+from cache_node.sessions.round_trips import TIMEOUT_SECONDS, Command, Hear, RoundTrips
 from cache_node.sessions.sealing import seal, unseal
 
 MAX_KEYS_A_READ = 128
@@ -309,13 +309,13 @@ class RedisTier:
 
     # Both -----------------------------------------------------------------------------------------------------------
 
-    def _send(self, commands: Sequence[Command], hear: Callable[[list[Any] | None], None]) -> None:
+    def _send(self, commands: Sequence[Command], hear: Hear) -> None:
         self.counts["round_trips"] += 1
         self._trips += 1
         self._at_rest.clear()
         self._round_trips.send(commands, partial(self._heard, hear))
 
-    def _heard(self, hear: Callable[[list[Any] | None], None], replies: list[Any] | None) -> None:
+    def _heard(self, hear: Hear, replies: list[Any] | None) -> None:
         self.counts["failures"] += not _are_good(replies)
         try:
             hear(replies)

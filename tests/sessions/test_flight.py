@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cache_node.sessions.flight import Flight, Flights
-from tests.fakes import turns_until
+from tests.fakes import get_as_far_as_they_can, turns_until
 
 
 class Fill:
@@ -175,15 +175,15 @@ async def test_who_waits_without_a_task_is_told_as_early_as_may_be(flights: Flig
 
     for who in ("bad early", "early"):
         join(who)
-    await turns(2)
+    await get_as_far_as_they_can()
     for who in ("bad late", "late"):
         join(who)
     read.set()
-    await turns(3)
+    await get_as_far_as_they_can()
     early = [("bad early", "read", True), ("early", "read", True)]
     assert told == early
     stored.set()
-    await turns(3)
+    await get_as_far_as_they_can()
     assert told == [*early, ("bad late", "stored", False), ("late", "stored", False)]
     assert not len(flights)
     assert not flights._landed
@@ -197,10 +197,5 @@ async def test_who_waits_without_a_task_hears_why_there_is_nothing(flights: Flig
         raise ends
 
     flights.join_later(b"key", fill, lambda outcome, _: told.append(outcome), ask_origin=False)
-    await turns(3)
+    await get_as_far_as_they_can()
     assert [type(outcome) for outcome in told] == [type(ends)]
-
-
-async def turns(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
